@@ -1,0 +1,54 @@
+"""Errors for bad arguments. Each names the op, the argument, what was expected and what came."""
+
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def shape_of(tensor: Tensor) -> str:
+    """A shape as people write it: [2, 3, 8, 8]."""
+    return str(list(tensor.shape))
+
+
+def bad_value(op: str, argument: str, expected: str, got: object) -> NoReturn:
+    raise ValueError(f"{op}: {argument} must be {expected}, got {got}")
+
+
+def bad_type(op: str, argument: str, expected: str, got: object) -> NoReturn:
+    raise TypeError(f"{op}: {argument} must be {expected}, got {got}")
+
+
+def check_tensor(op: str, argument: str, value: Any, *, optional: bool = False) -> None:
+    """TypeError unless ``value`` is a dense tensor (or, where it is optional, None)."""
+    if optional and value is None:
+        return
+    if not isinstance(value, Tensor):
+        bad_type(op, argument, "a Tensor or None" if optional else "a Tensor", type(value).__name__)
+    if value.layout != torch.strided or value.is_quantized:
+        bad_type(op, argument, "a dense tensor", f"a {value.layout} tensor of {value.dtype}")
+
+
+def check_floating(op: str, argument: str, value: Tensor) -> None:
+    """TypeError unless ``value`` has one of the four floating dtypes."""
+    if value.dtype not in FLOATING:
+        bad_type(op, argument, "float32, float64, bfloat16 or float16", value.dtype)
+
+
+def check_same_device(op: str, reference: str, device: torch.device, tensors: Iterable[tuple[str, Tensor | None]]) -> None:
+    """ValueError unless every tensor is on the device of the argument named ``reference``."""
+    for argument, value in tensors:
+        if value is not None and value.device != device:
+            bad_value(op, argument, f"on the device of {reference} ({device})", value.device)
+
+
+def check_choice(op: str, argument: str, value: object, choices: Iterable[str]) -> None:
+    """ValueError (TypeError for what is not a string) unless ``value`` is one of ``choices``."""
+    names = ", ".join(repr(name) for name in choices)
+    if not isinstance(value, str):
+        bad_type(op, argument, f"a string, one of {names}", f"{value!r} ({type(value).__name__})")
+    if value not in choices:
+        bad_value(op, argument, f"one of {names}", repr(value))

@@ -1,0 +1,120 @@
+"""From an op's formulas to dispatcher operators that PyTorch's other parts understand.
+
+Each op has two pairs of operators of one signature: ``sod_ops::<op>`` and ``sod_ops::<op>_backward`` are native (defined in
+csrc/schemas.cpp, with a CPU and, for some, a CUDA kernel), ``sod_ops_triton::<op>`` and ``..._backward`` call the Triton
+kernels. All get fake kernels, for tracing, and autograd, for those who call ``torch.ops`` directly and for torch.compile.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sod_ops import _extension
+from sod_ops.backends import Kernels, Selector
+
+# Entered around an operator call that autograd need not see: without it the operator's Python autograd kernel runs at
+# every call and costs 3 us.
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+# True under torch.func transforms (grad, vmap, jvp, ...), which only the reference formula can follow.
+transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+
+_triton_library = torch.library.Library("sod_ops_triton", "FRAGMENT")
+
+
+class Save(Protocol):
+    """Stores in ``ctx`` what the backward needs, given the forward operator's inputs and outputs."""
+
+    def __call__(self, ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None: ...
+
+
+class Gradients(Protocol):
+    """The gradient of every input of the forward operator (None where there is none), given those of its outputs."""
+
+    def __call__(self, ctx: Any, backward: Callable[..., Any], *grad_outputs: Tensor | None) -> tuple[Any, ...]: ...
+
+
+def register(
+    name: str,
+    *,
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    save: Save,
+    gradients: Gradients,
+    native: Sequence[str] = ("cpu",),
+) -> Selector:
+    """Registers the operators of an op and returns the selector of its kernels.
+
+    Args:
+        name: the op's stem.
+        forward: the forward operator's fake kernel; its annotations are the operator's schema.
+        backward: the same for the backward operator.
+        save: stores what the backward needs.
+        gradients: calls the backward operator.
+        native: the backends that the compiled part has kernels for: ``"cpu"``, ``"cuda"``.
+    """
+    fakes = {name: forward, f"{name}_backward": backward}
+    kernels: dict[str, Kernels] = {}
+
+    for operator, fake in fakes.items():
+        _triton_library.define(operator + torch.library.infer_schema(fake, mutates_args=()))
+        for device in ("CPU", "CUDA"):
+            _triton_library.impl(operator, _triton_kernel(name, operator), device)
+    kernels["triton"] = _finish("sod_ops_triton", name, fakes, save, gradients)
+
+    if _extension.why_missing() is None:
+        pair = _finish("sod_ops", name, fakes, save, gradients)
+        kernels.update(dict.fromkeys(native, pair))
+    return Selector(name, kernels)
+
+
+def _triton_kernel(module: str, operator: str) -> Callable[..., Any]:
+    """The Triton launcher ``operator`` of sod_ops.triton.<module>, imported at its first call: Triton is optional."""
+
+    def kernel(*args: Any) -> Any:
+        return getattr(importlib.import_module(f"sod_ops.triton.{module}"), operator)(*args)
+
+    return kernel
+
+
+def _finish(
+    namespace: str, name: str, fakes: dict[str, Callable[..., Any]], save: Save, gradients: Gradients
+) -> Kernels:
+    """Gives the operators of one namespace their fake kernels and autograd."""
+    for operator, fake in fakes.items():
+        torch.library.register_fake(f"{namespace}::{operator}", fake)
+    operators = getattr(torch.ops, namespace)
+    pair = Kernels(getattr(operators, name).default, getattr(operators, f"{name}_backward").default)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        save(ctx, inputs, output)
+
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Any, ...]:
+        return gradients(ctx, pair.backward, *grad_outputs)
+
+    torch.library.register_autograd(f"{namespace}::{name}", backward, setup_context=setup_context)
+    return pair
+
+
+def reference_gradients(
+    reference: Callable[..., Tensor], inputs: Sequence[Any], grad_output: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Gradients of ``reference(*inputs)`` that can be differentiated again: the double backward of a fused op.
+
+    A kernel's backward is invisible to autograd, so differentiating through it would be silently wrong.
+
+    Returns:
+        One entry per input: its gradient where it requires one, otherwise None.
+    """
+    wanted = [i for i, value in enumerate(inputs) if isinstance(value, Tensor) and value.requires_grad]
+    output = reference(*inputs)
+    found = torch.autograd.grad(
+        output, [inputs[i] for i in wanted], grad_output, create_graph=True, allow_unused=True
+    )
+    gradients: list[Tensor | None] = [None] * len(inputs)
+    for i, gradient in zip(wanted, found, strict=True):
+        gradients[i] = gradient
+    return tuple(gradients)

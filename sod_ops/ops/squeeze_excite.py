@@ -1,0 +1,292 @@
+"""Squeeze-and-excitation: the public function, its checks and its autograd."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sod_ops.backends import Kernels
+from sod_ops.ops import _checks
+from sod_ops.ops._operators import below_autograd, reference_gradients, register, transforms_active
+from sod_ops.reference import squeeze_excite as reference
+
+_OP = "squeeze_excite"
+_ACTIVATION_INDEX = {name: index for index, name in enumerate(reference.ACTIVATIONS)}
+_GATE_INDEX = {name: index for index, name in enumerate(reference.GATES)}
+_ACTIVATION_NAMES = tuple(reference.ACTIVATIONS)
+_GATE_NAMES = tuple(reference.GATES)
+_POINTWISE = ((), (1, 1))  # what follows a weight's two dimensions: nothing for Linear, 1 by 1 for a convolution
+
+
+def squeeze_excite(
+    x: Tensor,
+    reduce_weight: Tensor | None,
+    reduce_bias: Tensor | None,
+    expand_weight: Tensor,
+    expand_bias: Tensor | None,
+    *,
+    activation: str = "relu",
+    gate: str = "sigmoid",
+) -> Tensor:
+    r"""Squeeze-and-excitation: every channel scaled by a gate computed from all channels' means.
+
+    .. math:: y = x \cdot \mathrm{gate}(W_2\, \mathrm{activation}(W_1\, \overline{x} + b_1) + b_2)
+
+    Sums, matrix products and activations are taken in float32 (float64 for float64).
+
+    Args:
+        x: ``[N, C, H, W]``, float32, float64, bfloat16 or float16. Contiguous and channels_last tensors, and slices of
+            their batch or channels, are read in place.
+        reduce_weight: ``[R, C]`` or ``[R, C, 1, 1]``; None leaves out the reduction, so that the means go straight into
+            ``expand_weight`` (effective squeeze-and-excitation).
+        reduce_bias: ``[R]`` or None.
+        expand_weight: ``[C, R]`` or ``[C, R, 1, 1]`` (``R = C`` without ``reduce_weight``).
+        expand_bias: ``[C]`` or None.
+        activation: ``"relu"``, ``"relu6"``, ``"leaky_relu"`` (slope 0.01), ``"silu"``, ``"gelu"``, ``"gelu_tanh"``,
+            ``"hardswish"``, ``"mish"`` or ``"identity"``. Without ``reduce_weight`` it is not applied.
+        gate: ``"sigmoid"``, ``"hardsigmoid"`` (z/6 + 1/2, clamped) or ``"hardsigmoid_paddle"`` (z/5 + 1/2, clamped).
+
+    The parameters share one dtype: that of ``x``, or float32 where ``x`` is bfloat16 or float16 (as under autocast).
+
+    Returns:
+        ``[N, C, H, W]``, in the dtype and memory format of ``x``.
+
+    Raises:
+        TypeError: an argument is not a tensor, or has a dtype that does not fit.
+        ValueError: a shape, a device, ``activation`` or ``gate`` does not fit.
+
+    Source:
+        Hu, Shen, Sun: Squeeze-and-Excitation Networks, CVPR 2018, equations 2 to 4.
+    """
+    if (
+        not _fits(x, reduce_weight, reduce_bias, expand_weight, expand_bias)
+        or activation not in _ACTIVATION_INDEX
+        or gate not in _GATE_INDEX
+    ):
+        _check(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate)
+    compiling = torch.compiler.is_compiling()
+    device_type = "cpu" if x.is_cpu else x.device.type
+    if transforms_active():
+        kernels = None
+    else:
+        kernels = _select.traced(device_type) if compiling else _select(device_type)
+    if kernels is None:
+        return reference.squeeze_excite(
+            x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation=activation, gate=gate
+        )
+    inputs = (
+        x if x.is_contiguous() else _in_supported_layout(x),
+        None if reduce_weight is None else reduce_weight.contiguous(),
+        None if reduce_bias is None else reduce_bias.contiguous(),
+        expand_weight.contiguous(),
+        None if expand_bias is None else expand_bias.contiguous(),
+        _ACTIVATION_INDEX[activation],
+        _GATE_INDEX[gate],
+    )
+    if compiling:
+        return kernels.forward(*inputs)[0]
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs[:5]):
+        return _SqueezeExcite.apply(kernels, *inputs)
+    with below_autograd():
+        return kernels.forward(*inputs)[0]
+
+
+class _SqueezeExcite(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kernels: Kernels, *inputs: Any) -> Tensor:
+        outputs = kernels.forward(*inputs)
+        ctx.kernels = kernels
+        _save(ctx, inputs, outputs)
+        return outputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        return None, *_gradients(ctx, ctx.kernels.backward, grad_output)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.activation, ctx.gate = inputs
+    ctx.save_for_backward(*tensors, outputs[1])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(
+    ctx: Any, backward: Callable[..., tuple[Tensor, ...]], grad_output: Tensor | None, _: Tensor | None = None
+) -> tuple[Any, ...]:
+    if grad_output is None:
+        return (None,) * 7
+    x, reduce_weight, reduce_bias, expand_weight, expand_bias, statistics = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        function = partial(
+            reference.squeeze_excite, activation=_ACTIVATION_NAMES[ctx.activation], gate=_GATE_NAMES[ctx.gate]
+        )
+        inputs = (x, reduce_weight, reduce_bias, expand_weight, expand_bias)
+        return *reference_gradients(function, inputs, grad_output), None, None
+    grad_x, grad_reduce_weight, grad_reduce_bias, grad_expand_weight, grad_expand_bias = backward(
+        _as_laid_out(grad_output, x), x, reduce_weight, expand_weight, statistics, ctx.activation, ctx.gate
+    )
+    return (
+        grad_x,
+        None if reduce_weight is None else grad_reduce_weight,
+        None if reduce_bias is None else grad_reduce_bias,
+        grad_expand_weight,
+        None if expand_bias is None else grad_expand_bias,
+        None,
+        None,
+    )
+
+
+def _fake_forward(
+    x: Tensor,
+    reduce_weight: Tensor | None,
+    reduce_bias: Tensor | None,
+    expand_weight: Tensor,
+    expand_bias: Tensor | None,
+    activation: int,
+    gate: int,
+) -> tuple[Tensor, Tensor]:
+    """Returns y and the statistics that the backward needs: the rows of [N, C + R + C] are m, z1 and z2."""
+    channels = x.shape[1]
+    reduced = 0 if reduce_weight is None else reduce_weight.shape[0]
+    accumulator = torch.float64 if x.dtype == torch.float64 else torch.float32
+    statistics = x.new_empty((x.shape[0], channels + reduced + channels), dtype=accumulator)
+    return torch.empty_like(x), statistics
+
+
+def _fake_backward(
+    grad_output: Tensor,
+    x: Tensor,
+    reduce_weight: Tensor | None,
+    expand_weight: Tensor,
+    statistics: Tensor,
+    activation: int,
+    gate: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Returns the gradients of x, reduce_weight, reduce_bias, expand_weight and expand_bias.
+
+    Without reduce_weight, the second and third are empty.
+    """
+    grad_x = torch.empty_like(x)
+    if reduce_weight is None:
+        grad_reduce_weight = expand_weight.new_empty((0,))
+        grad_reduce_bias = expand_weight.new_empty((0,))
+    else:
+        grad_reduce_weight = reduce_weight.new_empty(reduce_weight.shape)
+        grad_reduce_bias = reduce_weight.new_empty((reduce_weight.shape[0],))
+    grad_expand_weight = expand_weight.new_empty(expand_weight.shape)
+    grad_expand_bias = expand_weight.new_empty((expand_weight.shape[0],))
+    return grad_x, grad_reduce_weight, grad_reduce_bias, grad_expand_weight, grad_expand_bias
+
+
+_select = register(_OP, forward=_fake_forward, backward=_fake_backward, save=_save, gradients=_gradients)
+
+
+def _fits(
+    x: Tensor,
+    reduce_weight: Tensor | None,
+    reduce_bias: Tensor | None,
+    expand_weight: Tensor,
+    expand_bias: Tensor | None,
+) -> bool:
+    """True only where _check finds no fault: the common case at a tenth of its cost, which every call pays."""
+    try:
+        _, channels, _, _ = x.shape
+        device, dtype = x.device, x.dtype
+        expand_shape = expand_weight.shape
+        return (
+            x.layout is torch.strided
+            and dtype in _checks.FLOATING
+            and reduce_weight is not None
+            and reduce_weight.dtype is dtype
+            and expand_weight.dtype is dtype
+            and reduce_weight.device == device
+            and expand_weight.device == device
+            and expand_shape[0] == channels
+            and expand_shape[2:] in _POINTWISE
+            and reduce_weight.shape == (expand_shape[1], channels, *expand_shape[2:])
+            and (
+                reduce_bias is None
+                or (reduce_bias.dtype is dtype and reduce_bias.device == device and reduce_bias.shape == expand_shape[1:2])
+            )
+            and (
+                expand_bias is None
+                or (expand_bias.dtype is dtype and expand_bias.device == device and expand_bias.shape == expand_shape[:1])
+            )
+        )
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return False
+
+
+def _check(
+    x: Tensor,
+    reduce_weight: Tensor | None,
+    reduce_bias: Tensor | None,
+    expand_weight: Tensor,
+    expand_bias: Tensor | None,
+    activation: str,
+    gate: str,
+) -> None:
+    tensors = (
+        ("reduce_weight", reduce_weight),
+        ("reduce_bias", reduce_bias),
+        ("expand_weight", expand_weight),
+        ("expand_bias", expand_bias),
+    )
+    _checks.check_tensor(_OP, "x", x)
+    for argument, value in tensors:
+        _checks.check_tensor(_OP, argument, value, optional=argument != "expand_weight")
+    _checks.check_choice(_OP, "activation", activation, reference.ACTIVATIONS)
+    _checks.check_choice(_OP, "gate", gate, reference.GATES)
+
+    if x.dim() != 4:
+        _checks.bad_value(_OP, "x", "of shape [N, C, H, W]", _checks.shape_of(x))
+    _checks.check_floating(_OP, "x", x)
+    dtype = expand_weight.dtype
+    if dtype != x.dtype and not (dtype == torch.float32 and x.dtype in (torch.bfloat16, torch.float16)):
+        allowed = f"{x.dtype} or torch.float32" if x.dtype in (torch.bfloat16, torch.float16) else f"{x.dtype}"
+        _checks.bad_type(_OP, "expand_weight", f"{allowed} beside x of {x.dtype}", dtype)
+    for argument, value in tensors:
+        if value is not None and value.dtype != dtype:
+            _checks.bad_type(_OP, argument, f"{dtype} as expand_weight is", value.dtype)
+    _checks.check_same_device(_OP, "x", x.device, tensors)
+
+    channels = x.shape[1]
+    if reduce_weight is None:
+        reduced = channels
+        if reduce_bias is not None:
+            _checks.bad_value(_OP, "reduce_bias", "None without reduce_weight", _checks.shape_of(reduce_bias))
+    else:
+        reduced = reduce_weight.shape[0] if reduce_weight.dim() else 0
+        _check_weight("reduce_weight", reduce_weight, (reduced, channels), f"[R, {channels}]")
+        _check_bias("reduce_bias", reduce_bias, reduced)
+    _check_weight("expand_weight", expand_weight, (channels, reduced), f"[{channels}, {reduced}]")
+    _check_bias("expand_bias", expand_bias, channels)
+
+
+def _check_weight(argument: str, weight: Tensor, shape: tuple[int, int], expected: str) -> None:
+    if tuple(weight.shape) not in (shape, (*shape, 1, 1)):
+        _checks.bad_value(
+            _OP, argument, f"of shape {expected} or {expected[:-1]}, 1, 1]", _checks.shape_of(weight)
+        )
+
+
+def _check_bias(argument: str, bias: Tensor | None, length: int) -> None:
+    if bias is not None and tuple(bias.shape) != (length,):
+        _checks.bad_value(_OP, argument, f"of shape [{length}]", _checks.shape_of(bias))
+
+
+def _in_supported_layout(x: Tensor) -> Tensor:
+    """``x`` itself where the kernels read it in place: one sample's planes, or its pixels, lie at a fixed step."""
+    _, channels, height, width = x.shape
+    _, channel_step, row_step, column_step = x.stride()
+    planar = column_step == 1 and row_step == width
+    interleaved = channel_step == 1 and row_step == width * column_step and column_step >= channels
+    return x if planar or interleaved else x.contiguous()
+
+
+def _as_laid_out(grad_output: Tensor, x: Tensor) -> Tensor:
+    """``grad_output`` with the strides that the output for ``x`` has: the kernels walk both with one index."""
+    like = torch.empty_like(x)
+    return grad_output if grad_output.stride() == like.stride() else like.copy_(grad_output)
