@@ -1,8 +1,7 @@
 """Fused kernels for the blocks and losses of salient object detection and segmentation, for PyTorch."""
 
+from sod_ops._version import __version__
 from sod_ops.backends import available_backends, use_backend
 from sod_ops.ops.squeeze_excite import squeeze_excite
 
-__all__ = ["available_backends", "squeeze_excite", "use_backend"]
-
-__version__ = "0.1.0"
+__all__ = ["__version__", "available_backends", "squeeze_excite", "use_backend"]
