@@ -24,6 +24,15 @@ def _gelu_tanh(z: Tensor) -> Tensor:
     return F.gelu(z, approximate="tanh")
 
 
+def _hardsigmoid(z: Tensor) -> Tensor:
+    # F.hardsigmoid's and F.hardswish's backward multiply by 1/6 rounded to float32, whatever the dtype.
+    return F.relu6(z + 3.0) / 6.0
+
+
+def _hardswish(z: Tensor) -> Tensor:
+    return z * _hardsigmoid(z)
+
+
 def _hardsigmoid_paddle(z: Tensor) -> Tensor:
     """Keras's and Paddle's hard sigmoid, steeper than PyTorch's: its slope is 0.2 where PyTorch's is 1/6."""
     return (0.2 * z + 0.5).clamp(0.0, 1.0)
@@ -38,12 +47,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": _gelu_tanh,
-    "hardswish": F.hardswish,
+    "hardswish": _hardswish,
     "mish": F.mish,
 }
 GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
-    "hardsigmoid": F.hardsigmoid,
+    "hardsigmoid": _hardsigmoid,
     "hardsigmoid_paddle": _hardsigmoid_paddle,
 }
 

@@ -1,0 +1,432 @@
+// Squeeze-and-excitation on the CPU: checks, threads and memory. The arithmetic stands in ../simd/squeeze_excite.cpp.
+//
+// Samples are independent but for the weights' gradients. As many as fill the threads evenly are taken whole, each by one
+// thread, so that the second read of a sample (to scale it) finds it in that core's cache. The rest, which is everything at
+// batch 1, are cut into tiles of channels and pixels that all threads share.
+#include "../simd/squeeze_excite.h"
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "../math/activation.h"
+#include "../stable.h"
+#include "parallel.h"
+
+namespace sod_ops {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <typename T>
+using Acc = typename MapKernels<T>::Acc;
+
+template <typename T>
+const MapKernels<T>& map_kernels() {
+  const auto& kernels = squeeze_excite_kernels();
+  if constexpr (std::is_same_v<T, float>) return kernels.float32;
+  if constexpr (std::is_same_v<T, double>) return kernels.float64;
+  if constexpr (std::is_same_v<T, c10::BFloat16>) return kernels.bfloat16;
+  if constexpr (std::is_same_v<T, c10::Half>) return kernels.float16;
+}
+
+template <typename A>
+const ExcitationKernels<A>& excitation_kernels() {
+  if constexpr (std::is_same_v<A, float>) return squeeze_excite_kernels().excitation32;
+  if constexpr (std::is_same_v<A, double>) return squeeze_excite_kernels().excitation64;
+}
+
+// Memory for numbers that a call needs only while it runs.
+template <typename A>
+std::unique_ptr<A[]> scratch(int64_t n) {
+  return std::unique_ptr<A[]>(new A[std::max<int64_t>(1, n)]);
+}
+
+// ---- Geometry ---------------------------------------------------------------------------------------------------------
+
+struct Geometry {
+  int64_t samples;
+  MapShape map;
+  int64_t reduced;
+
+  int64_t statistics_width() const { return map.channels + reduced + map.channels; }
+};
+
+// Where a tensor [N, C, H, W] keeps its samples and, within one, its planes or pixels (see MapShape).
+template <typename T>
+struct Samples {
+  T* data;
+  int64_t sample_step;
+  int64_t step;
+
+  T* at(const MapShape& shape, int64_t n, int64_t channel = 0, int64_t pixel = 0) const {
+    return data + n * sample_step + (shape.planar ? channel * step : pixel * step + channel);
+  }
+};
+
+// The step from pixel to pixel; 0 where H x W pixels do not lie at one step.
+int64_t pixel_step(const Tensor& x) {
+  const int64_t height = x.size(2), width = x.size(3);
+  if (width <= 1) return height <= 1 ? 1 : x.stride(2);
+  return height <= 1 || x.stride(2) == width * x.stride(3) ? x.stride(3) : 0;
+}
+
+bool readable(const Tensor& x, bool planar) {
+  if (x.numel() == 0) return true;
+  const int64_t step = pixel_step(x);
+  return planar ? step == 1 : step != 0 && (x.size(1) <= 1 || x.stride(1) == 1);
+}
+
+// A single pixel is read as such where its channels lie side by side: one run instead of C runs of length 1.
+bool is_planar(const Tensor& x) {
+  const bool single = x.size(2) * x.size(3) == 1 && x.stride(1) == 1;
+  return pixel_step(x) == 1 && !single;
+}
+
+template <typename T>
+Samples<T> samples_of(const Tensor& x, bool planar) {
+  return {static_cast<T*>(x.data_ptr()), x.stride(0), planar ? x.stride(1) : pixel_step(x)};
+}
+
+// ---- Checks -----------------------------------------------------------------------------------------------------------
+// sod_ops.squeeze_excite gives better messages; these guard direct calls of the operator.
+
+void check_weight(const char* name, const Tensor& weight, int64_t rows, int64_t columns) {
+  const bool pointwise = weight.dim() == 4 && weight.size(2) == 1 && weight.size(3) == 1;
+  STD_TORCH_CHECK(weight.dim() == 2 || pointwise, "squeeze_excite: ", name, " must be [", rows, ", ", columns,
+                  "] or 1x1, got ", weight.dim(), " dimensions");
+  STD_TORCH_CHECK(weight.size(0) == rows && weight.size(1) == columns && weight.is_contiguous(), "squeeze_excite: ", name,
+                  " must be contiguous, [", rows, ", ", columns, "], got [", weight.size(0), ", ", weight.size(1), "]");
+}
+
+void check_bias(const char* name, const std::optional<Tensor>& bias, int64_t length) {
+  if (!bias.has_value()) return;
+  STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == length && bias->is_contiguous(), "squeeze_excite: ", name,
+                  " must be contiguous, [", length, "]");
+}
+
+Geometry check(const Tensor& x, const std::optional<Tensor>& reduce_weight, const Tensor& expand_weight,
+               int64_t activation, int64_t gate) {
+  STD_TORCH_CHECK(x.dim() == 4, "squeeze_excite: x must be [N, C, H, W], got ", x.dim(), " dimensions");
+  STD_TORCH_CHECK(expand_weight.dim() >= 2, "squeeze_excite: expand_weight must have 2 or 4 dimensions");
+  const bool planar = is_planar(x);
+  STD_TORCH_CHECK(readable(x, planar), "squeeze_excite: x must be contiguous or channels_last, or a slice of such");
+  STD_TORCH_CHECK(activation >= 0 && activation < math::kActivations, "squeeze_excite: unknown activation ", activation);
+  STD_TORCH_CHECK(gate >= 0 && gate < math::kGates, "squeeze_excite: unknown gate ", gate);
+  const int64_t channels = x.size(1);
+  const int64_t reduced = reduce_weight.has_value() ? reduce_weight->size(0) : 0;
+  if (reduce_weight.has_value()) check_weight("reduce_weight", *reduce_weight, reduced, channels);
+  check_weight("expand_weight", expand_weight, channels, reduce_weight.has_value() ? reduced : channels);
+  return {x.size(0), {channels, x.size(2) * x.size(3), planar}, reduced};
+}
+
+// ---- Parameters -------------------------------------------------------------------------------------------------------
+
+// The parameters in the type that they are computed in. Those of two bytes are widened once per call.
+template <typename T>
+class Parameters {
+ public:
+  Parameters(const Geometry& g, const std::optional<Tensor>& reduce_weight, const std::optional<Tensor>& reduce_bias,
+             const Tensor& expand_weight, const std::optional<Tensor>& expand_bias, int64_t activation, int64_t gate) {
+    const int64_t columns = reduce_weight.has_value() ? g.reduced : g.map.channels;
+    excitation = {g.map.channels,
+                  columns,
+                  read(reduce_weight),
+                  read(reduce_bias),
+                  read(expand_weight),
+                  read(expand_bias),
+                  activation,
+                  gate};
+  }
+
+  Excitation<Acc<T>> excitation;
+
+ private:
+  const Acc<T>* read(const std::optional<Tensor>& parameter) {
+    if (!parameter.has_value()) return nullptr;
+    constexpr auto accumulator = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+    const ScalarType dtype = parameter->scalar_type();
+    if (dtype == accumulator) return static_cast<const Acc<T>*>(parameter->data_ptr());
+    STD_TORCH_CHECK(dtype == torch::headeronly::CppTypeToScalarType<T>::value,
+                    "squeeze_excite: parameters must have the dtype of x, or float32 where that has two bytes");
+    widened_.push_back(scratch<Acc<T>>(parameter->numel()));
+    map_kernels<T>().widen(static_cast<const T*>(parameter->data_ptr()), widened_.back().get(), parameter->numel());
+    return widened_.back().get();
+  }
+
+  std::vector<std::unique_ptr<Acc<T>[]>> widened_;
+};
+
+// ---- Threads ----------------------------------------------------------------------------------------------------------
+
+// How many samples are taken whole: the multiple of the number of threads.
+int64_t whole_samples(int64_t samples) {
+  const int64_t threads = torch::stable::get_num_threads();
+  return samples - samples % threads;
+}
+
+// A sample cut into tiles. Their size depends on the shape alone, so that the order of summation, and with it the result,
+// does not change with the number of threads. A tile of interleaved pixels is a multiple of what the kernel sums at once.
+struct Tiles {
+  MapShape map;
+  int64_t channels;
+  int64_t pixels;
+  int64_t across;
+  int64_t down;
+
+  explicit Tiles(const MapShape& shape) : map(shape) {
+    constexpr int64_t kInterleavedChannels = 128, kInterleavedPixels = 256, kPlanarElements = 32768;
+    channels = shape.planar ? std::max<int64_t>(1, kPlanarElements / std::max<int64_t>(1, shape.pixels))
+                            : kInterleavedChannels;
+    pixels = shape.planar ? std::max<int64_t>(1, shape.pixels) : kInterleavedPixels;
+    across = (shape.channels + channels - 1) / channels;
+    down = std::max<int64_t>(1, (shape.pixels + pixels - 1) / pixels);
+  }
+
+  int64_t count() const { return across * down; }
+
+  struct Tile {
+    MapShape shape;
+    int64_t channel;
+    int64_t pixel;
+    int64_t row;  // which of the partial sums of its channels this tile gives
+  };
+
+  Tile operator[](int64_t i) const {
+    const int64_t channel = i % across * channels, row = i / across, pixel = row * pixels;
+    return {{std::min(channels, map.channels - channel), std::min(pixels, map.pixels - pixel), map.planar},
+            channel,
+            pixel,
+            row};
+  }
+};
+
+// For samples [first, first + count), by all threads: sums [count, C] of a, or of a * b where b.data is not null.
+template <typename T>
+void tiled_sums(const Tiles& tiles, Samples<const T> a, Samples<const T> b, int64_t first, int64_t count, Acc<T>* sums) {
+  const int64_t channels = tiles.map.channels;
+  auto partial = scratch<Acc<T>>(count * tiles.down * channels);
+  parallel_tasks(count * tiles.count(), tiles.channels * tiles.pixels, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t n = i / tiles.count();
+      const auto tile = tiles[i % tiles.count()];
+      map_kernels<T>().sums(tile.shape, a.at(tile.shape, first + n, tile.channel, tile.pixel), a.step,
+                            b.data == nullptr ? nullptr : b.at(tile.shape, first + n, tile.channel, tile.pixel), b.step,
+                            partial.get() + (n * tiles.down + tile.row) * channels + tile.channel);
+    }
+  });
+  for (int64_t n = 0; n < count; ++n) {
+    Acc<T>* total = sums + n * channels;
+    std::fill(total, total + channels, Acc<T>(0));
+    for (int64_t row = 0; row < tiles.down; ++row) {
+      const Acc<T>* part = partial.get() + (n * tiles.down + row) * channels;
+      for (int64_t c = 0; c < channels; ++c) total[c] += part[c];
+    }
+  }
+}
+
+// For the same samples: y = a * factor + offset, with factor and offset [count, C].
+template <typename T>
+void tiled_scale(const Tiles& tiles, Samples<const T> a, const Acc<T>* factor, const Acc<T>* offset, Samples<T> y,
+                 int64_t first, int64_t count) {
+  const int64_t channels = tiles.map.channels;
+  parallel_tasks(count * tiles.count(), tiles.channels * tiles.pixels, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t n = i / tiles.count();
+      const auto tile = tiles[i % tiles.count()];
+      const int64_t at = n * channels + tile.channel;
+      map_kernels<T>().scale(tile.shape, a.at(tile.shape, first + n, tile.channel, tile.pixel), a.step, factor + at,
+                             offset == nullptr ? nullptr : offset + at,
+                             y.at(tile.shape, first + n, tile.channel, tile.pixel), y.step);
+    }
+  });
+}
+
+template <typename A>
+void divide(A* values, int64_t n, int64_t divisor) {
+  for (int64_t i = 0; i < n; ++i) values[i] /= static_cast<A>(divisor);
+}
+
+// ---- Forward ----------------------------------------------------------------------------------------------------------
+
+template <typename T>
+void forward(const Geometry& g, const Excitation<Acc<T>>& e, Samples<const T> x, Samples<T> y, Acc<T>* statistics) {
+  const auto& maps = map_kernels<T>();
+  const auto& excitation = excitation_kernels<Acc<T>>();
+  const int64_t channels = g.map.channels, width = g.statistics_width();
+
+  // From the sums in the statistics row of sample n to its gates.
+  const auto excite = [&](int64_t n, Acc<T>* hidden, Acc<T>* gates) {
+    Acc<T>* means = statistics + n * width;
+    divide(means, channels, g.map.pixels);
+    excitation.forward(e, means, means + channels, hidden, means + channels + g.reduced, gates);
+  };
+
+  const int64_t whole = whole_samples(g.samples);
+  parallel_tasks(whole, channels * g.map.pixels, [&](int64_t begin, int64_t end) {
+    auto hidden = scratch<Acc<T>>(g.reduced), gates = scratch<Acc<T>>(channels);
+    for (int64_t n = begin; n < end; ++n) {
+      maps.sums(g.map, x.at(g.map, n), x.step, nullptr, 0, statistics + n * width);
+      excite(n, hidden.get(), gates.get());
+      maps.scale(g.map, x.at(g.map, n), x.step, gates.get(), nullptr, y.at(g.map, n), y.step);
+    }
+  });
+
+  const int64_t rest = g.samples - whole;
+  if (rest == 0) return;
+  const Tiles tiles(g.map);
+  auto sums = scratch<Acc<T>>(rest * channels), hidden = scratch<Acc<T>>(g.reduced), gates = scratch<Acc<T>>(rest * channels);
+  tiled_sums<T>(tiles, x, {}, whole, rest, sums.get());
+  for (int64_t n = 0; n < rest; ++n) {
+    std::copy_n(sums.get() + n * channels, channels, statistics + (whole + n) * width);
+    excite(whole + n, hidden.get(), gates.get() + n * channels);
+  }
+  tiled_scale<T>(tiles, x, gates.get(), nullptr, y, whole, rest);
+}
+
+// ---- Backward ---------------------------------------------------------------------------------------------------------
+
+// What the weights' gradients are summed from: a row for each sample.
+template <typename A>
+struct WeightRows {
+  std::unique_ptr<A[]> hidden;   // [N, R]
+  std::unique_ptr<A[]> grad_z1;  // [N, R]
+  std::unique_ptr<A[]> grad_z2;  // [N, C]
+};
+
+template <typename T>
+WeightRows<Acc<T>> backward_map(const Geometry& g, const Excitation<Acc<T>>& e, Samples<const T> grad_y,
+                                Samples<const T> x, const Acc<T>* statistics, Samples<T> grad_x) {
+  const auto& maps = map_kernels<T>();
+  const auto& excitation = excitation_kernels<Acc<T>>();
+  const int64_t channels = g.map.channels, width = g.statistics_width();
+  WeightRows<Acc<T>> rows{scratch<Acc<T>>(g.samples * g.reduced), scratch<Acc<T>>(g.samples * g.reduced),
+                          scratch<Acc<T>>(g.samples * channels)};
+
+  // From the gradient of sample n's gates to its gates and what each of its pixels gets through the mean.
+  const auto excite = [&](int64_t n, const Acc<T>* grad_gates, Acc<T>* gates, Acc<T>* offsets) {
+    const Acc<T>* z1 = statistics + n * width + channels;
+    excitation.backward(e, z1, z1 + g.reduced, grad_gates, rows.hidden.get() + n * g.reduced, gates,
+                        rows.grad_z2.get() + n * channels, rows.grad_z1.get() + n * g.reduced, offsets);
+    divide(offsets, channels, g.map.pixels);
+  };
+
+  const int64_t whole = whole_samples(g.samples);
+  parallel_tasks(whole, channels * g.map.pixels, [&](int64_t begin, int64_t end) {
+    auto grad_gates = scratch<Acc<T>>(channels), gates = scratch<Acc<T>>(channels), offsets = scratch<Acc<T>>(channels);
+    for (int64_t n = begin; n < end; ++n) {
+      maps.sums(g.map, grad_y.at(g.map, n), grad_y.step, x.at(g.map, n), x.step, grad_gates.get());
+      excite(n, grad_gates.get(), gates.get(), offsets.get());
+      maps.scale(g.map, grad_y.at(g.map, n), grad_y.step, gates.get(), offsets.get(), grad_x.at(g.map, n), grad_x.step);
+    }
+  });
+
+  const int64_t rest = g.samples - whole;
+  if (rest == 0) return rows;
+  const Tiles tiles(g.map);
+  auto grad_gates = scratch<Acc<T>>(rest * channels), gates = scratch<Acc<T>>(rest * channels),
+       offsets = scratch<Acc<T>>(rest * channels);
+  tiled_sums<T>(tiles, grad_y, x, whole, rest, grad_gates.get());
+  for (int64_t n = 0; n < rest; ++n) {
+    excite(whole + n, grad_gates.get() + n * channels, gates.get() + n * channels, offsets.get() + n * channels);
+  }
+  tiled_scale<T>(tiles, grad_y, gates.get(), offsets.get(), grad_x, whole, rest);
+  return rows;
+}
+
+// The gradients of a weight [rows, columns] and its bias [rows]: sums over n of a[n, row] * b[n, column] and of a[n, row].
+template <typename T>
+void weight_gradient(const Acc<T>* a, int64_t rows, const Acc<T>* b, int64_t b_step, int64_t columns, int64_t samples,
+                     const Tensor& grad_weight, const Tensor& grad_bias) {
+  const bool narrow = grad_weight.element_size() != sizeof(Acc<T>);
+  auto weight = scratch<Acc<T>>(narrow ? rows * columns : 0), bias = scratch<Acc<T>>(narrow ? rows : 0);
+  Acc<T>* to_weight = narrow ? weight.get() : static_cast<Acc<T>*>(grad_weight.data_ptr());
+  Acc<T>* to_bias = narrow ? bias.get() : static_cast<Acc<T>*>(grad_bias.data_ptr());
+  parallel_tasks(rows, samples * columns, [&](int64_t begin, int64_t end) {
+    excitation_kernels<Acc<T>>().outer_sums(a, rows, b, b_step, samples, begin, end, columns, to_weight, to_bias);
+  });
+  if (!narrow) return;
+  map_kernels<T>().narrow(to_weight, static_cast<T*>(grad_weight.data_ptr()), rows * columns);
+  map_kernels<T>().narrow(to_bias, static_cast<T*>(grad_bias.data_ptr()), rows);
+}
+
+// ---- Operators --------------------------------------------------------------------------------------------------------
+
+// Calls body with a null pointer of the type that `dtype` names.
+template <typename Body>
+void for_dtype(ScalarType dtype, const Body& body) {
+  switch (dtype) {
+    case ScalarType::Float: return body(static_cast<float*>(nullptr));
+    case ScalarType::Double: return body(static_cast<double*>(nullptr));
+    case ScalarType::BFloat16: return body(static_cast<c10::BFloat16*>(nullptr));
+    case ScalarType::Half: return body(static_cast<c10::Half*>(nullptr));
+    default: STD_TORCH_CHECK(false, "squeeze_excite: x must be float32, float64, bfloat16 or float16");
+  }
+}
+
+ScalarType accumulator_of(ScalarType dtype) { return dtype == ScalarType::Double ? dtype : ScalarType::Float; }
+
+std::tuple<Tensor, Tensor> squeeze_excite(const Tensor& x, const std::optional<Tensor>& reduce_weight,
+                                          const std::optional<Tensor>& reduce_bias, const Tensor& expand_weight,
+                                          const std::optional<Tensor>& expand_bias, int64_t activation, int64_t gate) {
+  const Geometry g = check(x, reduce_weight, expand_weight, activation, gate);
+  check_bias("reduce_bias", reduce_bias, g.reduced);
+  check_bias("expand_bias", expand_bias, g.map.channels);
+  Tensor y = torch::stable::empty_like(x);
+  Tensor statistics = torch::stable::new_empty(x, {g.samples, g.statistics_width()}, accumulator_of(x.scalar_type()));
+  STD_TORCH_CHECK(readable(y, g.map.planar), "squeeze_excite: the result for x has another memory format");
+  for_dtype(x.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const Parameters<T> parameters(g, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate);
+    forward<T>(g, parameters.excitation, samples_of<const T>(x, g.map.planar), samples_of<T>(y, g.map.planar),
+               static_cast<Acc<T>*>(statistics.data_ptr()));
+  });
+  return {y, statistics};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(
+    const Tensor& grad_y, const Tensor& x, const std::optional<Tensor>& reduce_weight, const Tensor& expand_weight,
+    const Tensor& statistics, int64_t activation, int64_t gate) {
+  const Geometry g = check(x, reduce_weight, expand_weight, activation, gate);
+  STD_TORCH_CHECK(grad_y.dim() == 4 && std::equal(x.sizes().begin(), x.sizes().end(), grad_y.sizes().begin()) &&
+                      grad_y.scalar_type() == x.scalar_type() && readable(grad_y, g.map.planar),
+                  "squeeze_excite_backward: grad_output must have the shape, dtype and memory format of x");
+  STD_TORCH_CHECK(statistics.dim() == 2 && statistics.size(0) == g.samples &&
+                      statistics.size(1) == g.statistics_width() && statistics.is_contiguous() &&
+                      statistics.scalar_type() == accumulator_of(x.scalar_type()),
+                  "squeeze_excite_backward: statistics must be what squeeze_excite returned");
+  const bool reduces = reduce_weight.has_value();
+  Tensor grad_x = torch::stable::empty_like(x);
+  Tensor grad_reduce_weight = reduces ? torch::stable::empty_like(*reduce_weight) : torch::stable::new_empty(expand_weight, {0});
+  Tensor grad_reduce_bias = torch::stable::new_empty(expand_weight, {g.reduced});
+  Tensor grad_expand_weight = torch::stable::empty_like(expand_weight);
+  Tensor grad_expand_bias = torch::stable::new_empty(expand_weight, {g.map.channels});
+  for_dtype(x.scalar_type(), [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const Parameters<T> parameters(g, reduce_weight, std::nullopt, expand_weight, std::nullopt, activation, gate);
+    const bool planar = g.map.planar;
+    const auto* means = static_cast<const Acc<T>*>(statistics.data_ptr());
+    const auto rows = backward_map<T>(g, parameters.excitation, samples_of<const T>(grad_y, planar),
+                                      samples_of<const T>(x, planar), means, samples_of<T>(grad_x, planar));
+    const int64_t width = g.statistics_width(), channels = g.map.channels;
+    weight_gradient<T>(rows.grad_z2.get(), channels, reduces ? rows.hidden.get() : means, reduces ? g.reduced : width,
+                       reduces ? g.reduced : channels, g.samples, grad_expand_weight, grad_expand_bias);
+    if (reduces) {
+      weight_gradient<T>(rows.grad_z1.get(), g.reduced, means, width, channels, g.samples, grad_reduce_weight,
+                         grad_reduce_bias);
+    }
+  });
+  return {grad_x, grad_reduce_weight, grad_reduce_bias, grad_expand_weight, grad_expand_bias};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sod_ops, CPU, m) {
+  m.impl("squeeze_excite", TORCH_BOX(&squeeze_excite));
+  m.impl("squeeze_excite_backward", TORCH_BOX(&squeeze_excite_backward));
+}
+
+}  // namespace sod_ops

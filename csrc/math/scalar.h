@@ -1,0 +1,32 @@
+// Functions of one number that the formulas in csrc/math are written with, for float and double, on the host and in CUDA
+// kernels. simd/vector.h gives the same names for SIMD vectors, so that a formula, a template on its type, is written once.
+#pragma once
+
+#include <cmath>
+
+#if defined(__CUDACC__)
+#define SOD_OPS_HD __host__ __device__ __forceinline__
+#else
+#define SOD_OPS_HD inline __attribute__((always_inline))
+#endif
+
+namespace sod_ops::math {
+
+SOD_OPS_HD float exp(float x) { return ::expf(x); }
+SOD_OPS_HD double exp(double x) { return ::exp(x); }
+SOD_OPS_HD float log1p(float x) { return ::log1pf(x); }
+SOD_OPS_HD double log1p(double x) { return ::log1p(x); }
+SOD_OPS_HD float tanh(float x) { return ::tanhf(x); }
+SOD_OPS_HD double tanh(double x) { return ::tanh(x); }
+SOD_OPS_HD float erf(float x) { return ::erff(x); }
+SOD_OPS_HD double erf(double x) { return ::erf(x); }
+SOD_OPS_HD float abs(float x) { return ::fabsf(x); }
+SOD_OPS_HD double abs(double x) { return ::fabs(x); }
+
+// where(condition, a, b): a where the condition holds, b elsewhere. A comparison with NaN doesn't hold.
+template <typename T>
+SOD_OPS_HD T where(bool condition, T a, T b) {
+  return condition ? a : b;
+}
+
+}  // namespace sod_ops::math

@@ -1,0 +1,10 @@
+// Every native operator: the table of contents of csrc. Kernels register themselves in cpu/<op>.cpp and cuda/<op>.cu; the
+// Python annotations in sod_ops/ops/<op>.py must give the same schemas (tests/test_operators.py).
+#include "stable.h"
+
+STABLE_TORCH_LIBRARY(sod_ops, m) {
+  // clang-format off
+  m.def("squeeze_excite(Tensor x, Tensor? reduce_weight, Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias, SymInt activation, SymInt gate) -> (Tensor, Tensor)");
+  m.def("squeeze_excite_backward(Tensor grad_output, Tensor x, Tensor? reduce_weight, Tensor expand_weight, Tensor statistics, SymInt activation, SymInt gate) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // clang-format on
+}

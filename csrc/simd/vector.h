@@ -1,0 +1,154 @@
+// SIMD vectors for the kernels in csrc/simd: at::vec behind the names of math/scalar.h, and loads and stores that widen
+// bfloat16 and float16 to float. Everything lives in the inline namespace that at::vec names after the instruction set, so
+// that objects compiled for different sets share no symbol.
+#pragma once
+
+#include <ATen/cpu/vec/vec.h>
+// After vec.h, on which it relies without including it.
+#include <ATen/cpu/vec/functional.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <tuple>
+#include <type_traits>
+
+#include "../math/scalar.h"
+
+namespace sod_ops::math {
+inline namespace CPU_CAPABILITY {
+
+template <typename T>
+using Vector = at::vec::Vectorized<T>;
+
+template <typename T>
+Vector<T> exp(const Vector<T>& x) {
+  return x.exp();
+}
+template <typename T>
+Vector<T> log1p(const Vector<T>& x) {
+  return x.log1p();
+}
+template <typename T>
+Vector<T> tanh(const Vector<T>& x) {
+  return x.tanh();
+}
+template <typename T>
+Vector<T> erf(const Vector<T>& x) {
+  return x.erf();
+}
+template <typename T>
+Vector<T> abs(const Vector<T>& x) {
+  return x.abs();
+}
+
+// A comparison of vectors is a mask, all bits of a lane set or none.
+template <typename T>
+Vector<T> where(const Vector<T>& condition, const Vector<T>& a, const Vector<T>& b) {
+  return Vector<T>::blendv(b, a, condition);
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace sod_ops::math
+
+namespace sod_ops::simd {
+inline namespace CPU_CAPABILITY {
+
+using at::vec::Vectorized;
+
+// What sums, products and transcendental functions of T are taken in.
+template <typename T>
+using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// As many elements of T as one vector register holds, widened to one or two vectors of the accumulation type.
+template <typename T>
+struct Lanes {
+  using Acc = Accumulator<T>;
+  static constexpr bool kWiden = !std::is_same_v<T, Acc>;
+  static constexpr int kVectors = kWiden ? 2 : 1;
+  static constexpr int64_t kSize = Vectorized<T>::size();
+
+  Vectorized<Acc> v[kVectors];
+
+  static Lanes fill(Acc value) {
+    Lanes lanes;
+    for (auto& vector : lanes.v) vector = Vectorized<Acc>(value);
+    return lanes;
+  }
+
+  // `count` elements from p; lanes beyond it are 0.
+  static Lanes load(const T* p, int64_t count = kSize) {
+    Lanes lanes;
+    const auto raw = count == kSize ? Vectorized<T>::loadu(p) : Vectorized<T>::loadu(p, count);
+    if constexpr (kWiden) {
+      std::tie(lanes.v[0], lanes.v[1]) = at::vec::convert_to_float<T>(raw);
+    } else {
+      lanes.v[0] = raw;
+    }
+    return lanes;
+  }
+
+  // `count` elements of the accumulation type from p, for the lanes of T.
+  static Lanes load_accumulators(const Acc* p, int64_t count = kSize) {
+    constexpr int64_t width = Vectorized<Acc>::size();
+    Lanes lanes;
+    for (int i = 0; i < kVectors; ++i) {
+      const int64_t rest = std::clamp<int64_t>(count - i * width, 0, width);
+      lanes.v[i] = rest == width ? Vectorized<Acc>::loadu(p + i * width) : Vectorized<Acc>::loadu(p + i * width, rest);
+    }
+    return lanes;
+  }
+
+  void store(T* p, int64_t count = kSize) const {
+    Vectorized<T> raw;
+    if constexpr (kWiden) {
+      raw = at::vec::convert_from_float<T>(v[0], v[1]);
+    } else {
+      raw = v[0];
+    }
+    count == kSize ? raw.store(p) : raw.store(p, count);
+  }
+
+  void store_accumulators(Acc* p, int64_t count = kSize) const {
+    constexpr int64_t width = Vectorized<Acc>::size();
+    for (int i = 0; i < kVectors; ++i) {
+      const int64_t rest = std::clamp<int64_t>(count - i * width, 0, width);
+      rest == width ? v[i].store(p + i * width) : v[i].store(p + i * width, rest);
+    }
+  }
+
+  // The sum of all lanes.
+  Acc sum() const {
+    auto total = v[0];
+    if constexpr (kWiden) total = total + v[1];
+    return at::vec::vec_reduce_all<Acc>([](Vectorized<Acc> a, Vectorized<Acc> b) { return a + b; }, total);
+  }
+
+  friend Lanes operator+(const Lanes& a, const Lanes& b) {
+    Lanes lanes;
+    for (int i = 0; i < kVectors; ++i) lanes.v[i] = a.v[i] + b.v[i];
+    return lanes;
+  }
+  friend Lanes operator*(const Lanes& a, const Lanes& b) {
+    Lanes lanes;
+    for (int i = 0; i < kVectors; ++i) lanes.v[i] = a.v[i] * b.v[i];
+    return lanes;
+  }
+  // a * b + c
+  friend Lanes fmadd(const Lanes& a, const Lanes& b, const Lanes& c) {
+    Lanes lanes;
+    for (int i = 0; i < kVectors; ++i) lanes.v[i] = at::vec::fmadd(a.v[i], b.v[i], c.v[i]);
+    return lanes;
+  }
+};
+
+// Calls body(offset, count) for every register-wide piece of [0, length): whole ones with count a compile-time constant.
+template <typename T, typename Body>
+inline void for_each_piece(int64_t length, const Body& body) {
+  constexpr int64_t size = Lanes<T>::kSize;
+  int64_t i = 0;
+  for (; i + size <= length; i += size) body(i, std::integral_constant<int64_t, size>{});
+  if (i < length) body(i, length - i);
+}
+
+}  // namespace CPU_CAPABILITY
+}  // namespace sod_ops::simd
