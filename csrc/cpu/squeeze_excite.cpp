@@ -132,7 +132,8 @@ class Parameters {
   Parameters(const Geometry& g, const std::optional<Tensor>& reduce_weight, const std::optional<Tensor>& reduce_bias,
              const Tensor& expand_weight, const std::optional<Tensor>& expand_bias, int64_t activation, int64_t gate) {
     const int64_t columns = reduce_weight.has_value() ? g.reduced : g.map.channels;
-    excitation = {g.map.channels,
+    excitation = {reduce_weight.has_value(),
+                  g.map.channels,
                   columns,
                   read(reduce_weight),
                   read(reduce_bias),

@@ -179,11 +179,11 @@ template <typename Acc>
 void excitation_forward(const Excitation<Acc>& e, const Acc* means, Acc* z1, Acc* hidden, Acc* z2, Acc* gates) {
   const auto kind = static_cast<math::Activation>(e.activation);
   const auto gate = static_cast<math::Gate>(e.gate);
-  if (e.reduce_weight != nullptr) {
+  if (e.reduces) {
     matrix_times_vector(e.reduce_weight, means, e.reduce_bias, e.reduced, e.channels, z1);
     map(z1, hidden, e.reduced, [=](V<Acc> z) { return math::activation(kind, z); });
   }
-  const Acc* input = e.reduce_weight == nullptr ? means : hidden;
+  const Acc* input = e.reduces ? hidden : means;
   matrix_times_vector(e.expand_weight, input, e.expand_bias, e.channels, e.reduced, z2);
   map(z2, gates, e.channels, [=](V<Acc> z) { return math::gate(gate, z); });
 }
@@ -196,7 +196,7 @@ void excitation_backward(const Excitation<Acc>& e, const Acc* z1, const Acc* z2,
   map(z2, gates, e.channels, [=](V<Acc> z) { return math::gate(gate, z); });
   std::copy(grad_gates, grad_gates + e.channels, grad_z2);
   multiply_by_map(z2, grad_z2, e.channels, [=](V<Acc> z) { return math::gate_derivative(gate, z); });
-  if (e.reduce_weight == nullptr) {
+  if (!e.reduces) {
     return vector_times_matrix(grad_z2, e.expand_weight, e.channels, e.reduced, grad_means);
   }
   map(z1, hidden, e.reduced, [=](V<Acc> z) { return math::activation(kind, z); });

@@ -35,10 +35,11 @@ struct MapKernels {
   void (*narrow)(const Acc* from, T* to, int64_t n);
 };
 
-// The two matrix products. `reduce_weight` [R, C] is null where the means go straight into `expand_weight` [C, R] (R = C);
-// biases may be null.
+// The two matrix products. Without a reduction the means go straight into `expand_weight` [C, R] (R = C), and
+// `reduce_weight` [R, C] is not read. Biases may be null. (An empty weight's pointer may be null too.)
 template <typename Acc>
 struct Excitation {
+  bool reduces;
   int64_t channels;
   int64_t reduced;
   const Acc* reduce_weight;

@@ -60,11 +60,7 @@ def squeeze_excite(
     Source:
         Hu, Shen, Sun: Squeeze-and-Excitation Networks, CVPR 2018, equations 2 to 4.
     """
-    if (
-        not _fits(x, reduce_weight, reduce_bias, expand_weight, expand_bias)
-        or activation not in _ACTIVATION_INDEX
-        or gate not in _GATE_INDEX
-    ):
+    if not _fits(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate):
         _check(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate)
     compiling = torch.compiler.is_compiling()
     device_type = "cpu" if x.is_cpu else x.device.type
@@ -189,6 +185,8 @@ def _fits(
     reduce_bias: Tensor | None,
     expand_weight: Tensor,
     expand_bias: Tensor | None,
+    activation: str,
+    gate: str,
 ) -> bool:
     """True only where _check finds no fault: the common case at a tenth of its cost, which every call pays."""
     try:
@@ -196,7 +194,9 @@ def _fits(
         device, dtype = x.device, x.dtype
         expand_shape = expand_weight.shape
         return (
-            x.layout is torch.strided
+            activation in _ACTIVATION_INDEX
+            and gate in _GATE_INDEX
+            and x.layout is torch.strided
             and dtype in _checks.FLOATING
             and reduce_weight is not None
             and reduce_weight.dtype is dtype
