@@ -43,10 +43,14 @@ _requested_last: str | None = None
 
 
 class Kernels(NamedTuple):
-    """The forward and backward operators of one op on one backend."""
+    """The forward and backward operators of one op on one backend.
+
+    ``check_arguments`` says that the forward operator refuses every bad argument itself, so that nobody need look first.
+    """
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
+    check_arguments: bool
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ if not torch.cuda.is_available():
     # Before anything imports Triton: its kernels run in the interpreter, on CPU tensors.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-import sod_ops  # noqa: E402
+import sod_ops
 
 ON_GPU = torch.cuda.is_available()
 
@@ -41,6 +41,14 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
         yield chosen
 
 
+@pytest.fixture(params=[b for b in BACKENDS if b.name != "reference"], ids=lambda b: f"{b.name}-{b.device}")
+def kernel_backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """The same without the reference: for what only kernels promise."""
+    chosen: Backend = request.param
+    with sod_ops.use_backend(chosen.name):
+        yield chosen
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
@@ -49,7 +57,8 @@ def seed() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """On a GPU an op without a CUDA C++ kernel has no test there: the op's module says which backends have kernels."""
     for item in list(items):
-        chosen = getattr(item, "callspec", None) and item.callspec.params.get("backend")
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        chosen = parameters.get("backend") or parameters.get("kernel_backend")
         without = getattr(item.module, "WITHOUT_KERNELS", ())
         if chosen and chosen.name in without:
             items.remove(item)

@@ -1,5 +1,5 @@
-// Squeeze-and-excitation on one sample; compiled once for each instruction set (see capability.h). Sums and products are
-// taken in float, in double for double. The formulas stand in sod_ops/reference/squeeze_excite.py.
+// Squeeze-and-excitation on one sample; compiled once for each instruction set (see capability.h). Sums and products
+// are taken in float, in double for double. The formulas stand in sod_ops/reference/squeeze_excite.py.
 #include "squeeze_excite.h"
 
 #include "reduce.h"
@@ -16,8 +16,8 @@ using simd::for_each_piece;
 using simd::Lanes;
 using simd::sum_run;
 
-// Interleaved maps are summed 8 pixels at a time as a tree, 32 times over into one row of accumulators, and those rows into
-// the total: the rounding error grows with pixels / 256.
+// Interleaved maps are summed 8 pixels at a time as a tree, 32 times over into one row of accumulators, and those rows
+// into the total: the rounding error grows with pixels / 256.
 constexpr int64_t kTree = 8;
 constexpr int64_t kStretch = 32 * kTree;
 // Channels that are accumulated side by side; two rows of so many stay in the first-level cache.
@@ -120,12 +120,14 @@ void scale(MapShape shape, const T* a, int64_t a_step, const Accumulator<T>* fac
 
 template <typename T>
 void widen(const T* from, Accumulator<T>* to, int64_t n) {
-  for_each_piece<T>(n, [&](int64_t i, auto count) { Lanes<T>::load(from + i, count).store_accumulators(to + i, count); });
+  for_each_piece<T>(n,
+                    [&](int64_t i, auto count) { Lanes<T>::load(from + i, count).store_accumulators(to + i, count); });
 }
 
 template <typename T>
 void narrow(const Accumulator<T>* from, T* to, int64_t n) {
-  for_each_piece<T>(n, [&](int64_t i, auto count) { Lanes<T>::load_accumulators(from + i, count).store(to + i, count); });
+  for_each_piece<T>(n,
+                    [&](int64_t i, auto count) { Lanes<T>::load_accumulators(from + i, count).store(to + i, count); });
 }
 
 // y[i] = sum over j of matrix[i, j] * v[j] + bias[i]
@@ -236,9 +238,8 @@ constexpr ExcitationKernels<Acc> excitation_kernels() {
 }  // namespace
 }  // namespace CPU_CAPABILITY
 
-
 const SqueezeExciteKernels SOD_OPS_THIS_TABLE(squeeze_excite_kernels) = {
-    map_kernels<float>(),         map_kernels<double>(),        map_kernels<c10::BFloat16>(),
-    map_kernels<c10::Half>(),     excitation_kernels<float>(),  excitation_kernels<double>()};
+    map_kernels<float>(),     map_kernels<double>(),       map_kernels<c10::BFloat16>(),
+    map_kernels<c10::Half>(), excitation_kernels<float>(), excitation_kernels<double>()};
 
 }  // namespace sod_ops
