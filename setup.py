@@ -43,8 +43,7 @@ def cuda_architectures() -> list[str]:
     return [item.removesuffix("+PTX").replace(".", "") for item in re.split(r"[;, ]+", wanted) if item]
 
 
-def escape(path: Path) -> str:
-    """A path as ninja's syntax wants it."""
+def escape(path: Path) -> str:  # as ninja's syntax wants it
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
