@@ -1,7 +1,18 @@
 """Fused kernels for the blocks and losses of salient object detection and segmentation, for PyTorch."""
 
+from sod_ops import nn
 from sod_ops._version import __version__
+from sod_ops.accelerate import Report, accelerate, restore
 from sod_ops.backends import available_backends, use_backend
 from sod_ops.ops.squeeze_excite import squeeze_excite
 
-__all__ = ["__version__", "available_backends", "squeeze_excite", "use_backend"]
+__all__ = [
+    "Report",
+    "__version__",
+    "accelerate",
+    "available_backends",
+    "nn",
+    "restore",
+    "squeeze_excite",
+    "use_backend",
+]
