@@ -24,13 +24,11 @@ X = torch.randn(2, 16, 6, 5, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def se():
-    torch.manual_seed(0)
     return block("torchvision.ops.misc.SqueezeExcitation", 16, 4)
 
 
 @pytest.fixture
 def batch_norm_se():
-    torch.manual_seed(0)
     return block("timm.layers.squeeze_excite.SEModule", 16, rd_channels=4, norm_layer=nn.BatchNorm2d)
 
 

@@ -23,7 +23,6 @@ BLOCKS = {
 
 @pytest.fixture(params=BLOCKS.values(), ids=BLOCKS.keys())
 def model(request):
-    torch.manual_seed(0)
     torch.compiler.reset()
     path, args, kwargs = request.param
     return Net(block(path, *args, **kwargs)).eval()
@@ -95,7 +94,6 @@ def test_fx(model):
 def test_fx_of_a_timm_model_and_its_features():
     from timm.models import create_feature_extractor
 
-    torch.manual_seed(0)
     model = timm.create_model("seresnet18").eval()
     x = torch.randn(1, 3, 32, 32)
     expected, stages = model(x), [model.forward_features(x)]
