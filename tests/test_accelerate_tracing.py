@@ -1,4 +1,4 @@
-"""Accelerated models under torch.compile, torch.export, torch.fx and torch.func."""
+"""Accelerated models under torch.compile, torch.export, torch.fx, torch.jit.trace, ONNX export and torch.func."""
 
 import pickle
 
@@ -101,6 +101,27 @@ def test_fx_of_a_timm_model_and_its_features():
     torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), expected)
     features = create_feature_extractor(model, ["layer4"])
     torch.testing.assert_close(list(features(x).values()), stages)
+
+
+def operators(program):
+    return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+
+
+def test_jit_trace_records_the_blocks_own_operators(model, tmp_path):
+    expected = model(X)
+    sod_ops.accelerate(model)
+    traced = torch.jit.trace(model, X)
+    assert "sod_ops" not in str(traced.inlined_graph)
+    traced.save(tmp_path / "model.pt")
+    torch.testing.assert_close(torch.jit.load(tmp_path / "model.pt")(X), expected)
+
+
+def test_onnx_export_records_the_blocks_own_operators(model, monkeypatch):
+    """What torch.onnx.export sees: it exports through torch.export with this flag set."""
+    plain = operators(torch.export.export(model, (X,)))
+    sod_ops.accelerate(model)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    assert operators(torch.export.export(model, (X,))) == plain
 
 
 def test_func_transforms(model):
