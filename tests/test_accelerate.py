@@ -1,10 +1,12 @@
 """accelerate and restore: what is swapped, what is left alone, what stays, and when a block runs its own forward."""
 
 import copy
+import gc
 import pickle
 import subprocess
 import sys
 import types
+import weakref
 from functools import partial
 
 import pytest
@@ -24,13 +26,11 @@ X = torch.randn(2, 16, 6, 5, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def se():
-    torch.manual_seed(0)
     return block("torchvision.ops.misc.SqueezeExcitation", 16, 4)
 
 
 @pytest.fixture
 def batch_norm_se():
-    torch.manual_seed(0)
     return block("timm.layers.squeeze_excite.SEModule", 16, rd_channels=4, norm_layer=nn.BatchNorm2d)
 
 
@@ -162,6 +162,21 @@ def test_replica_of_data_parallel_runs_on_its_own_weights(se, fused_calls):
             setattr(copied, key, parameter.detach() * 0)
     torch.testing.assert_close(replica(X), 0.5 * X)
     assert len(fused_calls) == 1
+
+
+def test_deleted_model_frees_its_memory_at_once(se):
+    """Without a cycle of references, nothing waits for the garbage collector."""
+    model = Net(copy.deepcopy(se))
+    sod_ops.accelerate(model)
+    model(torch.randn(2, 3, 6, 5)).sum().backward()
+    block, weight = weakref.ref(model.se), weakref.ref(model.se.fc1.weight)
+    gc.disable()
+    try:
+        del model
+        assert block() is None
+        assert weight() is None
+    finally:
+        gc.enable()
 
 
 # Weights are read at every call
@@ -466,6 +481,27 @@ def test_left_alone_with_the_reason(build, reason):
     assert class_name == getattr(module, "original_name", type(module).__name__)
     assert reason in found
     assert vars(module) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SELayer",
+        "SE_Block",
+        "ChannelSELayer",
+        "RegNetSELayer",
+        "SqueezeAndExcitation",
+        "EfficientNetSqueezeExciteLayer",
+    ],
+)
+def test_names_that_look_familiar_are_listed(name):
+    module = type(name, (nn.Identity,), {})()
+    assert sod_ops.accelerate(module).left == [("", name, f"test_accelerate.{name} is not a class that sod_ops knows")]
+
+
+@pytest.mark.parametrize("name", ["Base", "SENet", "SEBottleneck", "NoiseLayer", "DENSEBlock"])
+def test_names_of_something_else_are_not(name):
+    assert sod_ops.accelerate(type(name, (nn.Identity,), {})()).left == []
 
 
 def test_forward_of_the_class_replaced(se, monkeypatch):

@@ -31,7 +31,6 @@ MODELS = {
 
 
 def built(name):
-    torch.manual_seed(0)
     build, blocks = MODELS[name]
     return build().eval(), blocks
 

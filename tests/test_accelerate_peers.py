@@ -59,7 +59,6 @@ CASES = {
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
 def module(request):
-    torch.manual_seed(0)
     path, args, kwargs = request.param
     return block(path, *args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Accelerated models under torch.compile, torch.export, torch.fx and torch.func."""
+"""Accelerated models under torch.compile, torch.export, torch.fx, torch.jit.trace, ONNX export and torch.func."""
 
 import pickle
 
@@ -23,7 +23,6 @@ BLOCKS = {
 
 @pytest.fixture(params=BLOCKS.values(), ids=BLOCKS.keys())
 def model(request):
-    torch.manual_seed(0)
     torch.compiler.reset()
     path, args, kwargs = request.param
     return Net(block(path, *args, **kwargs)).eval()
@@ -95,7 +94,6 @@ def test_fx(model):
 def test_fx_of_a_timm_model_and_its_features():
     from timm.models import create_feature_extractor
 
-    torch.manual_seed(0)
     model = timm.create_model("seresnet18").eval()
     x = torch.randn(1, 3, 32, 32)
     expected, stages = model(x), [model.forward_features(x)]
@@ -103,6 +101,27 @@ def test_fx_of_a_timm_model_and_its_features():
     torch.testing.assert_close(torch.fx.symbolic_trace(model)(x), expected)
     features = create_feature_extractor(model, ["layer4"])
     torch.testing.assert_close(list(features(x).values()), stages)
+
+
+def operators(program):
+    return {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+
+
+def test_jit_trace_records_the_blocks_own_operators(model, tmp_path):
+    expected = model(X)
+    sod_ops.accelerate(model)
+    traced = torch.jit.trace(model, X)
+    assert "sod_ops" not in str(traced.inlined_graph)
+    traced.save(tmp_path / "model.pt")
+    torch.testing.assert_close(torch.jit.load(tmp_path / "model.pt")(X), expected)
+
+
+def test_onnx_export_records_the_blocks_own_operators(model, monkeypatch):
+    """What torch.onnx.export sees: it exports through torch.export with this flag set."""
+    plain = operators(torch.export.export(model, (X,)))
+    sod_ops.accelerate(model)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    assert operators(torch.export.export(model, (X,))) == plain
 
 
 def test_func_transforms(model):

@@ -21,7 +21,7 @@ _CLASSES: Mapping[str, Callable[[torch.nn.Module], Swap]] = {
 }
 
 # Names under which many projects have a block like these; one that is not known by path is named in the report.
-_LOOKS_FAMILIAR = re.compile(r"(^|[a-z]|SC)SE(Module|Block|Layer)$|Squeeze(And)?Excit")
+_LOOKS_FAMILIAR = re.compile(r"(^|[a-z]|SC)SE_?(Module|Block|Layer)$|Squeeze(And)?Excit")
 
 
 def accelerate(
@@ -38,9 +38,8 @@ def accelerate(
     Only the instances' ``forward`` changes. Classes, parameters, state_dict, hooks on the modules and train/eval stay;
     copies (copy.deepcopy, pickle) are accelerated too. Weights are read at every call. A block goes back to its own
     forward for every call that the fused op does not serve: its children have been replaced or given hooks since, batch
-    norm inside it trains, or the input is not a float tensor of shape [N, C, H, W]. A second call changes nothing.
-
-    TorchScript and ONNX do not know the fused op: :func:`restore` before exporting to them.
+    norm inside it trains, the input is not a float tensor of shape [N, C, H, W], or the model is being traced for
+    TorchScript or ONNX. (torch.jit.script reads source code: :func:`restore` before it.) A second call changes nothing.
 
     Args:
         model: the model, or a single block.

@@ -105,7 +105,7 @@ def excite(parent: torch.nn.Module, parts: Parts, x: Any) -> Tensor | None:
         that it refuses must fail in its words.
     """
     children: Any = parent._modules
-    if not _are_as_swapped(children, parts):
+    if not _are_as_swapped(children, parts) or _leaves_pytorch():
         return None
     expand_weight, expand_bias = _weight_and_bias(children[parts.expand])
     if isinstance(x, Tensor):
@@ -163,6 +163,13 @@ def _are_as_swapped(children: Mapping[str, Any], parts: Parts) -> bool:
             return False
     return are_untouched(children.values()) and all(
         getattr(children[name], attribute) == value for name, attribute, value in parts.conditions
+    )
+
+
+def _leaves_pytorch() -> bool:
+    """Whether the call is being recorded as TorchScript or ONNX, which know the block's own operators only."""
+    return torch._C._get_tracing_state() is not None or (
+        torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
     )
 
 
@@ -239,8 +246,8 @@ def _fold(norm: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tenso
     scale = torch.rsqrt(norm.running_var.to(dtype) + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight.to(dtype)
-    centred = -norm.running_mean.to(dtype) if bias is None else bias.to(dtype) - norm.running_mean.to(dtype)
-    shift = centred * scale
+    mean = norm.running_mean.to(dtype)
+    shift = (-mean if bias is None else bias.to(dtype) - mean) * scale
     if norm.bias is not None:
         shift = shift + norm.bias.to(dtype)
-    return weight.to(dtype) * scale[:, None, None, None], shift
+    return weight.to(dtype) * scale.view(-1, 1, 1, 1), shift

@@ -4,7 +4,7 @@ Only the instance's ``forward`` changes. The module's class, parameters, state_d
 are, and whoever holds the module or its parameters (an optimizer, an EMA, DDP) notices nothing.
 """
 
-import functools
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,14 +26,30 @@ class Swap(NamedTuple):
     spec: Any
 
 
-def bind(module: torch.nn.Module, swap: Swap) -> None:
-    """Makes ``module`` run ``swap``.
+class Bound:
+    """``function(module, *given, ...)`` as a callable of ``...``: what a bound method is, with two differences.
 
-    A partial, unlike a closure, is rebound to the copy by copy.deepcopy and pickle. DataParallel copies the instance's
-    dictionary by hand, so that its replicas would run on the original's weights: they are bound anew.
+    The module, which holds it, is held weakly: in a cycle of references, a deleted model would keep its memory (on a GPU,
+    all of it) until the garbage collector comes by. And it is rebound to the copy by copy.deepcopy and pickle.
     """
-    module.__dict__["forward"] = functools.partial(swap.forward, module, swap.spec)
-    module.__dict__["_replicate_for_data_parallel"] = functools.partial(_replicate, module)
+
+    def __init__(self, module: torch.nn.Module, function: Callable[..., Any], *given: Any) -> None:
+        self.module = weakref.ref(module)
+        self.function = function
+        self.given = given
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(self.module(), *self.given, *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Bound, (self.module(), self.function, *self.given)
+
+
+def bind(module: torch.nn.Module, swap: Swap) -> None:
+    """Makes ``module`` run ``swap``."""
+    module.__dict__["forward"] = Bound(module, swap.forward, swap.spec)
+    # DataParallel copies the instance's dictionary by hand: its replicas would run on the original's weights.
+    module.__dict__["_replicate_for_data_parallel"] = Bound(module, _replicate, swap)
 
 
 def unbind(module: torch.nn.Module) -> bool:
@@ -46,12 +62,10 @@ def unbind(module: torch.nn.Module) -> bool:
 
 def is_bound(module: torch.nn.Module) -> bool:
     """Whether ``module`` runs a fused forward of this package."""
-    forward = module.__dict__.get("forward")
-    return isinstance(forward, functools.partial) and forward.func.__module__.startswith(f"{__package__}.")
+    return isinstance(module.__dict__.get("forward"), Bound)
 
 
-def _replicate(module: torch.nn.Module) -> torch.nn.Module:
+def _replicate(module: torch.nn.Module, swap: Swap) -> torch.nn.Module:
     replica: torch.nn.Module = type(module)._replicate_for_data_parallel(module)
-    forward = module.__dict__["forward"]
-    bind(replica, Swap(forward.func, forward.args[1]))
+    bind(replica, swap)
     return replica
