@@ -78,6 +78,15 @@ number = 3
 
 
 @pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Waking a second one takes longer than these models."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A current directory with a module of models, and nothing in the environment that steers the commands."""
     (tmp_path / "my_models.py").write_text(_MODELS)
@@ -188,7 +197,7 @@ def test_accelerate_writes_what_it_measured(capsys: pytest.CaptureFixture[str]) 
     assert plain["fault"] is None
     for model in (tiny, small):
         assert model["fault"] is None
-        assert model["deviation"]["function"] < 1e-10
+        assert model["deviation"]["function"] < 1e-6
         assert 0 < model["deviation"]["output"] < 1e-4
         assert model["peak_memory_bytes"]["before"] > 2 * 3 * 32 * 32 * 4
         for phase in ("forward", "step"):
@@ -213,7 +222,7 @@ def test_accelerate_options(options: tuple[str, ...], monkeypatch: pytest.Monkey
 
     def compile_quickly(model: nn.Module) -> object:  # the C++ that inductor writes takes a minute to compile
         compiled.append(model)
-        return compile_with_inductor(model, backend="aot_eager")
+        return compile_with_inductor(model, backend="eager")
 
     monkeypatch.setattr(torch, "compile", compile_quickly)
     assert _accelerate("my_models:Tiny", *options) == 0
@@ -254,7 +263,7 @@ def _right(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _slightly_off(module: nn.Module, x: Tensor) -> Tensor:
-    return (1 + 1e-6) * _right(module, x)
+    return (1 + 1e-5) * _right(module, x)
 
 
 def _without_its_parameters_gradients(module: nn.Module, x: Tensor) -> Tensor:
@@ -279,7 +288,7 @@ def _raising(module: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("forward", "said"),
     [
-        (_slightly_off, "in float64, where 1.5e-08 is the limit"),
+        (_slightly_off, "in float64, where 1.0e-06 is the limit"),
         (_without_its_parameters_gradients, "deviates by inf in float64"),
         (_off_in_float32_only, "in float32, where"),
         (_backward_off_in_float32_only, "the gradient of"),
@@ -386,15 +395,13 @@ def test_missing_rich_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "pip install rich" in _only_line(capsys)
 
 
-@pytest.mark.parametrize(
-    ("backend", "said"), [("cuda", "serves cuda tensors"), ("fast", "must be one of reference, cpu")]
-)
+@pytest.mark.parametrize(("name", "said"), [("cuda", "serves cuda tensors"), ("fast", "must be one of reference, cpu")])
 def test_a_backend_that_is_not_there_is_one_line(
-    backend: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("SOD_OPS_BACKEND", backend)
+    monkeypatch.setenv("SOD_OPS_BACKEND", name)
     assert _accelerate("my_models:Tiny") == 2
-    assert f"SOD_OPS_BACKEND={backend}: {said}" in _only_line(capsys)
+    assert f"SOD_OPS_BACKEND={name}: {said}" in _only_line(capsys)
 
 
 def test_traceback_shows_where_a_mistake_comes_from() -> None:
