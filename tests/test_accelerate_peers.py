@@ -10,7 +10,7 @@ from accelerate_cases import (
     assert_as_accurate,
     assert_same,
     block,
-    fused_module,
+    count_fused_calls,
     output_and_gradients,
     peer_class,
 )
@@ -71,15 +71,7 @@ def accelerated(module):
 
 @pytest.fixture
 def fused_calls(monkeypatch):
-    """What reaches the fused op, so that a test of equality cannot pass by running the module's own forward."""
-    calls = []
-
-    def squeeze_excite(*args, **kwargs):
-        calls.append((args, kwargs))
-        return sod_ops.squeeze_excite(*args, **kwargs)
-
-    monkeypatch.setattr(fused_module(), "squeeze_excite", squeeze_excite)
-    return calls
+    return count_fused_calls(monkeypatch)
 
 
 def test_output_and_gradients_in_float64(module, fused_calls):
