@@ -13,6 +13,7 @@
 
 #include "../math/activation.h"
 #include "../stable.h"
+#include "cache.h"
 #include "empty.h"
 #include "maps.h"
 #include "parallel.h"
@@ -159,16 +160,16 @@ void tiled_sums(const Tiles& tiles, Samples<const T> a, Samples<const T> b, int6
 // For the same samples: y = a * factor + offset, with factor and offset [count, C].
 template <typename T>
 void tiled_scale(const Tiles& tiles, Samples<const T> a, const Acc<T>* factor, const Acc<T>* offset, Samples<T> y,
-                 int64_t first, int64_t count) {
+                 int64_t first, int64_t count, bool stream) {
   const int64_t channels = tiles.map.channels;
   parallel_tasks(count * tiles.count(), tiles.channels * tiles.pixels, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
+    for (int64_t i = end - 1; i >= begin; --i) {  // last first, see scale
       const int64_t n = i / tiles.count();
       const auto tile = tiles[i % tiles.count()];
       const int64_t at = n * channels + tile.channel;
       map_kernels<T>().scale(tile.shape, a.at(tile.shape, first + n, tile.channel, tile.pixel), a.step, factor + at,
                              offset == nullptr ? nullptr : offset + at,
-                             y.at(tile.shape, first + n, tile.channel, tile.pixel), y.step);
+                             y.at(tile.shape, first + n, tile.channel, tile.pixel), y.step, stream);
     }
   });
 }
@@ -191,13 +192,14 @@ void forward(const Geometry& g, const Excitation<Acc<T>>& e, Samples<const T> x,
     excitation.forward(e, means, means + channels, hidden, means + channels + g.reduced, gates);
   };
 
+  const bool stream = outgrows_caches(g.samples * channels * g.map.pixels * sizeof(T));
   const int64_t whole = whole_samples(g.samples);
   parallel_tasks(whole, channels * g.map.pixels, [&](int64_t begin, int64_t end) {
     auto hidden = scratch<Acc<T>>(g.reduced), gates = scratch<Acc<T>>(channels);
     for (int64_t n = begin; n < end; ++n) {
       maps.sums(g.map, x.at(g.map, n), x.step, nullptr, 0, statistics + n * width);
       excite(n, hidden.get(), gates.get());
-      maps.scale(g.map, x.at(g.map, n), x.step, gates.get(), nullptr, y.at(g.map, n), y.step);
+      maps.scale(g.map, x.at(g.map, n), x.step, gates.get(), nullptr, y.at(g.map, n), y.step, stream);
     }
   });
 
@@ -211,7 +213,7 @@ void forward(const Geometry& g, const Excitation<Acc<T>>& e, Samples<const T> x,
     std::copy_n(sums.get() + n * channels, channels, statistics + (whole + n) * width);
     excite(whole + n, hidden.get(), gates.get() + n * channels);
   }
-  tiled_scale<T>(tiles, x, gates.get(), nullptr, y, whole, rest);
+  tiled_scale<T>(tiles, x, gates.get(), nullptr, y, whole, rest, stream);
 }
 
 // What the weights' gradients are summed from: a row for each sample.
@@ -239,13 +241,15 @@ WeightRows<Acc<T>> backward_map(const Geometry& g, const Excitation<Acc<T>>& e, 
     divide(offsets, channels, g.map.pixels);
   };
 
+  const bool stream = outgrows_caches(g.samples * channels * g.map.pixels * sizeof(T));
   const int64_t whole = whole_samples(g.samples);
   parallel_tasks(whole, channels * g.map.pixels, [&](int64_t begin, int64_t end) {
     auto grad_gates = scratch<Acc<T>>(channels), gates = scratch<Acc<T>>(channels), offsets = scratch<Acc<T>>(channels);
     for (int64_t n = begin; n < end; ++n) {
       maps.sums(g.map, grad_y.at(g.map, n), grad_y.step, x.at(g.map, n), x.step, grad_gates.get());
       excite(n, grad_gates.get(), gates.get(), offsets.get());
-      maps.scale(g.map, grad_y.at(g.map, n), grad_y.step, gates.get(), offsets.get(), grad_x.at(g.map, n), grad_x.step);
+      maps.scale(g.map, grad_y.at(g.map, n), grad_y.step, gates.get(), offsets.get(), grad_x.at(g.map, n), grad_x.step,
+                 stream);
     }
   });
 
@@ -258,7 +262,7 @@ WeightRows<Acc<T>> backward_map(const Geometry& g, const Excitation<Acc<T>>& e, 
   for (int64_t n = 0; n < rest; ++n) {
     excite(whole + n, grad_gates.get() + n * channels, gates.get() + n * channels, offsets.get() + n * channels);
   }
-  tiled_scale<T>(tiles, grad_y, gates.get(), offsets.get(), grad_x, whole, rest);
+  tiled_scale<T>(tiles, grad_y, gates.get(), offsets.get(), grad_x, whole, rest, stream);
   return rows;
 }
 

@@ -115,14 +115,18 @@ def _reference(activation: int, gate: int) -> Callable[..., Tensor]:
 class _SqueezeExcite(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kernels: Kernels, *inputs: Any) -> Tensor:
-        outputs = kernels.forward(*inputs)
+        with below_autograd():
+            outputs = kernels.forward(*inputs)
         ctx.kernels = kernels
         _save(ctx, inputs, outputs)
         return outputs[0]
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        return None, *_gradients(ctx, ctx.kernels.backward, grad_output)
+        if torch.is_grad_enabled():
+            return None, *_gradients(ctx, ctx.kernels.backward, grad_output)
+        with below_autograd():
+            return None, *_gradients(ctx, ctx.kernels.backward, grad_output)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
@@ -270,5 +274,9 @@ def _in_supported_layout(x: Tensor) -> Tensor:
 
 def _as_laid_out(grad_output: Tensor, x: Tensor) -> Tensor:
     """``grad_output`` with the strides that the output for ``x`` has: the kernels walk both with one index."""
+    if x.is_contiguous():
+        return grad_output.contiguous()
+    if grad_output.stride() == x.stride():
+        return grad_output
     like = torch.empty_like(x)
     return grad_output if grad_output.stride() == like.stride() else like.copy_(grad_output)
