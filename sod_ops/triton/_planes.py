@@ -1,8 +1,8 @@
 """How kernels walk [N, C, H, W] maps in either memory format: strides, tiles, and the work of one program.
 
 A map is *planar* where a channel's pixels are neighbours (contiguous), *interleaved* where a pixel's channels are
-(channels_last). Either way H and W are walked as one dimension of P = H W pixels, neighbours are one step apart, and two
-numbers say the rest: the step from sample to sample, and the other step, from channel to channel where planar, from
+(channels_last). Either way H and W are walked as one dimension of P = H W pixels, neighbours are one step apart, and
+two numbers say the rest: the step from sample to sample, and the other step, from channel to channel where planar, from
 pixel to pixel where interleaved.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs
