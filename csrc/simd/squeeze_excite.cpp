@@ -95,20 +95,19 @@ inline void scale_run(const T* a, T* y, int64_t n, const Factor& factor, const O
   if (i < n) value(i, n - i).store(y + i, n - i);
 }
 
-// Last planes or pixels first: what the sums before this read last is still in the cache.
 template <typename T, bool kOffset, bool kStream>
 void scale_of(MapShape shape, const T* a, int64_t a_step, const Accumulator<T>* factor, const Accumulator<T>* offset,
               T* y, int64_t y_step) {
   using L = Lanes<T>;
   if (shape.planar) {
-    for (int64_t c = shape.channels - 1; c >= 0; --c) {
+    for (int64_t c = 0; c < shape.channels; ++c) {
       const L f = L::fill(factor[c]), o = L::fill(kOffset ? offset[c] : 0);
       scale_run<T, kOffset, kStream>(
           a + c * a_step, y + c * y_step, shape.pixels, [&](int64_t, int64_t) { return f; },
           [&](int64_t, int64_t) { return o; });
     }
   } else {
-    for (int64_t p = shape.pixels - 1; p >= 0; --p) {
+    for (int64_t p = 0; p < shape.pixels; ++p) {
       scale_run<T, kOffset, kStream>(
           a + p * a_step, y + p * y_step, shape.channels,
           [&](int64_t c, int64_t count) { return L::load_accumulators(factor + c, count); },
@@ -155,20 +154,36 @@ void matrix_times_vector(const Acc* matrix, const Acc* v, const Acc* bias, int64
   }
 }
 
-// y[j] = sum over i of v[i] * matrix[i, j]
+// y[j] = sum over i of v[i] * matrix[i, j], for kRegisters registers of columns at once: a row's part is one run of
+// memory.
+template <typename Acc, int kRegisters>
+inline void vector_times_columns(const Acc* v, const Acc* matrix, int64_t rows, int64_t columns, Acc* y, int64_t last) {
+  using L = Lanes<Acc>;
+  L total[kRegisters];
+  for (auto& lanes : total) lanes = L::fill(0);
+  for (int64_t i = 0; i < rows; ++i) {
+    const L factor = L::fill(v[i]);
+    for (int k = 0; k < kRegisters; ++k) {
+      const int64_t count = k + 1 == kRegisters ? last : L::kSize;
+      total[k] = fmadd(L::load(matrix + i * columns + k * L::kSize, count), factor, total[k]);
+    }
+  }
+  for (int k = 0; k < kRegisters; ++k) total[k].store(y + k * L::kSize, k + 1 == kRegisters ? last : L::kSize);
+}
+
 template <typename Acc>
 void vector_times_matrix(const Acc* v, const Acc* matrix, int64_t rows, int64_t columns, Acc* y) {
-  using L = Lanes<Acc>;
-  for_each_piece<Acc>(columns, [&](int64_t j, auto count) {
-    L even = L::fill(0), odd = even;
-    int64_t i = 0;
-    for (; i + 2 <= rows; i += 2) {
-      even = fmadd(L::load(matrix + i * columns + j, count), L::fill(v[i]), even);
-      odd = fmadd(L::load(matrix + (i + 1) * columns + j, count), L::fill(v[i + 1]), odd);
-    }
-    if (i < rows) even = fmadd(L::load(matrix + i * columns + j, count), L::fill(v[i]), even);
-    (even + odd).store(y + j, count);
-  });
+  constexpr int64_t size = Lanes<Acc>::kSize;
+  int64_t j = 0;
+  for (; j + 8 * size <= columns; j += 8 * size) {
+    vector_times_columns<Acc, 8>(v, matrix + j, rows, columns, y + j, size);
+  }
+  for (; j + 4 * size <= columns; j += 4 * size) {
+    vector_times_columns<Acc, 4>(v, matrix + j, rows, columns, y + j, size);
+  }
+  for (; j < columns; j += size) {
+    vector_times_columns<Acc, 1>(v, matrix + j, rows, columns, y + j, std::min(size, columns - j));
+  }
 }
 
 // to[i] = f(from[i]) on vectors.

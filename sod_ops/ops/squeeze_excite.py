@@ -265,11 +265,27 @@ def _check_bias(argument: str, bias: Tensor | None, length: int) -> None:
 
 def _in_supported_layout(x: Tensor) -> Tensor:
     """``x`` itself where the kernels read it in place: one sample's planes, or its pixels, lie at a fixed step."""
-    _, channels, _, width = x.shape
-    _, channel_step, row_step, column_step = x.stride()
-    planar = column_step == 1 and row_step == width
-    interleaved = channel_step == 1 and row_step == width * column_step and column_step >= channels
+    samples, channels, height, width = x.shape
+    sample_step, channel_step, row_step, column_step = x.stride()
+    pixels = height * width
+    planar = (
+        column_step == 1
+        and row_step == width
+        and _are_apart(channel_step, channels, pixels)
+        and _are_apart(sample_step, samples, pixels)
+    )
+    interleaved = (
+        channel_step == 1
+        and row_step == width * column_step
+        and _are_apart(column_step, pixels, channels)
+        and _are_apart(sample_step, samples, channels)
+    )
     return x if planar or interleaved else x.contiguous()
+
+
+def _are_apart(step: int, count: int, extent: int) -> bool:
+    """Whether ``count`` runs of ``extent`` elements, ``step`` from one to the next, share no memory, or share it all."""
+    return count <= 1 or step == 0 or step >= extent
 
 
 def _as_laid_out(grad_output: Tensor, x: Tensor) -> Tensor:
