@@ -2,6 +2,15 @@
 
 from sod_ops._version import __version__
 from sod_ops.backends import available_backends, use_backend
+from sod_ops.ops.box_iou_loss import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 from sod_ops.ops.squeeze_excite import squeeze_excite
 
-__all__ = ["__version__", "available_backends", "squeeze_excite", "use_backend"]
+__all__ = [
+    "__version__",
+    "available_backends",
+    "complete_box_iou_loss",
+    "distance_box_iou_loss",
+    "generalized_box_iou_loss",
+    "squeeze_excite",
+    "use_backend",
+]

@@ -20,8 +20,27 @@ SOD_OPS_HD float tanh(float x) { return ::tanhf(x); }
 SOD_OPS_HD double tanh(double x) { return ::tanh(x); }
 SOD_OPS_HD float erf(float x) { return ::erff(x); }
 SOD_OPS_HD double erf(double x) { return ::erf(x); }
+SOD_OPS_HD float atan(float x) { return ::atanf(x); }
+SOD_OPS_HD double atan(double x) { return ::atan(x); }
 SOD_OPS_HD float abs(float x) { return ::fabsf(x); }
 SOD_OPS_HD double abs(double x) { return ::fabs(x); }
+
+// a * b, rounded before anything is added to it: areas of equal boxes then cancel exactly. Host code is compiled without
+// contraction of its own; CUDA's would fuse the product with a following addition.
+SOD_OPS_HD float product(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+SOD_OPS_HD double product(double a, double b) {
+#if defined(__CUDA_ARCH__)
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
 
 // where(condition, a, b): a where the condition holds, b elsewhere. A comparison with NaN doesn't hold.
 template <typename T>

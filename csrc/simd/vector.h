@@ -37,8 +37,17 @@ Vector<T> erf(const Vector<T>& x) {
   return x.erf();
 }
 template <typename T>
+Vector<T> atan(const Vector<T>& x) {
+  return x.atan();
+}
+template <typename T>
 Vector<T> abs(const Vector<T>& x) {
   return x.abs();
+}
+
+template <typename T>
+Vector<T> product(const Vector<T>& a, const Vector<T>& b) {
+  return a * b;
 }
 
 // A comparison of vectors is a mask, all bits of a lane set or none.
