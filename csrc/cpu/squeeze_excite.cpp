@@ -1,8 +1,8 @@
 // Squeeze-and-excitation on the CPU: checks, threads and memory. The arithmetic stands in ../simd/squeeze_excite.cpp.
 //
-// Samples are independent but for the weights' gradients. As many as fill the threads evenly are taken whole, each by one
-// thread, so that the second read of a sample (to scale it) finds it in that core's cache. The rest, which is everything at
-// batch 1, are cut into tiles of channels and pixels that all threads share.
+// Samples are independent but for the weights' gradients. As many as fill the threads evenly are taken whole, each by
+// one thread, so that the second read of a sample (to scale it) finds it in that core's cache. The rest, which is
+// everything at batch 1, are cut into tiles of channels and pixels that all threads share.
 #include "../simd/squeeze_excite.h"
 
 #include <algorithm>
@@ -13,7 +13,9 @@
 
 #include "../math/activation.h"
 #include "../stable.h"
+#include "maps.h"
 #include "parallel.h"
+#include "scratch.h"
 
 namespace sod_ops {
 namespace {
@@ -39,14 +41,6 @@ const ExcitationKernels<A>& excitation_kernels() {
   if constexpr (std::is_same_v<A, double>) return squeeze_excite_kernels().excitation64;
 }
 
-// Memory for numbers that a call needs only while it runs.
-template <typename A>
-std::unique_ptr<A[]> scratch(int64_t n) {
-  return std::unique_ptr<A[]>(new A[std::max<int64_t>(1, n)]);
-}
-
-// ---- Geometry ---------------------------------------------------------------------------------------------------------
-
 struct Geometry {
   int64_t samples;
   MapShape map;
@@ -55,51 +49,22 @@ struct Geometry {
   int64_t statistics_width() const { return map.channels + reduced + map.channels; }
 };
 
-// Where a tensor [N, C, H, W] keeps its samples and, within one, its planes or pixels (see MapShape).
-template <typename T>
-struct Samples {
-  T* data;
-  int64_t sample_step;
-  int64_t step;
-
-  T* at(const MapShape& shape, int64_t n, int64_t channel = 0, int64_t pixel = 0) const {
-    return data + n * sample_step + (shape.planar ? channel * step : pixel * step + channel);
-  }
-};
-
-// The step from pixel to pixel; 0 where H x W pixels do not lie at one step.
-int64_t pixel_step(const Tensor& x) {
-  const int64_t height = x.size(2), width = x.size(3);
-  if (width <= 1) return height <= 1 ? 1 : x.stride(2);
-  return height <= 1 || x.stride(2) == width * x.stride(3) ? x.stride(3) : 0;
-}
-
-bool readable(const Tensor& x, bool planar) {
-  if (x.numel() == 0) return true;
-  const int64_t step = pixel_step(x);
-  return planar ? step == 1 : step != 0 && (x.size(1) <= 1 || x.stride(1) == 1);
-}
-
-// A single pixel is read as such where its channels lie side by side: one run instead of C runs of length 1.
-bool is_planar(const Tensor& x) {
-  const bool single = x.size(2) * x.size(3) == 1 && x.stride(1) == 1;
-  return pixel_step(x) == 1 && !single;
-}
-
-template <typename T>
-Samples<T> samples_of(const Tensor& x, bool planar) {
-  return {static_cast<T*>(x.data_ptr()), x.stride(0), planar ? x.stride(1) : pixel_step(x)};
-}
-
-// ---- Checks -----------------------------------------------------------------------------------------------------------
-// sod_ops.squeeze_excite gives better messages; these guard direct calls of the operator.
+// Checks. They are complete: sod_ops.squeeze_excite looks for the argument at fault only after a refusal from here.
 
 void check_weight(const char* name, const Tensor& weight, int64_t rows, int64_t columns) {
   const bool pointwise = weight.dim() == 4 && weight.size(2) == 1 && weight.size(3) == 1;
   STD_TORCH_CHECK(weight.dim() == 2 || pointwise, "squeeze_excite: ", name, " must be [", rows, ", ", columns,
                   "] or 1x1, got ", weight.dim(), " dimensions");
-  STD_TORCH_CHECK(weight.size(0) == rows && weight.size(1) == columns && weight.is_contiguous(), "squeeze_excite: ", name,
-                  " must be contiguous, [", rows, ", ", columns, "], got [", weight.size(0), ", ", weight.size(1), "]");
+  STD_TORCH_CHECK(weight.size(0) == rows && weight.size(1) == columns && weight.is_contiguous(),
+                  "squeeze_excite: ", name, " must be contiguous, [", rows, ", ", columns, "], got [", weight.size(0),
+                  ", ", weight.size(1), "]");
+}
+
+void check_parameter(const char* name, const std::optional<Tensor>& parameter, const Tensor& expand_weight) {
+  if (!parameter.has_value()) return;
+  STD_TORCH_CHECK(parameter->is_cpu(), "squeeze_excite: ", name, " must be on the CPU");
+  STD_TORCH_CHECK(parameter->scalar_type() == expand_weight.scalar_type(), "squeeze_excite: ", name,
+                  " must have the dtype of expand_weight");
 }
 
 void check_bias(const char* name, const std::optional<Tensor>& bias, int64_t length) {
@@ -114,16 +79,20 @@ Geometry check(const Tensor& x, const std::optional<Tensor>& reduce_weight, cons
   STD_TORCH_CHECK(expand_weight.dim() >= 2, "squeeze_excite: expand_weight must have 2 or 4 dimensions");
   const bool planar = is_planar(x);
   STD_TORCH_CHECK(readable(x, planar), "squeeze_excite: x must be contiguous or channels_last, or a slice of such");
-  STD_TORCH_CHECK(activation >= 0 && activation < math::kActivations, "squeeze_excite: unknown activation ", activation);
+  STD_TORCH_CHECK(activation >= 0 && activation < math::kActivations, "squeeze_excite: unknown activation ",
+                  activation);
   STD_TORCH_CHECK(gate >= 0 && gate < math::kGates, "squeeze_excite: unknown gate ", gate);
+  STD_TORCH_CHECK(x.is_cpu(), "squeeze_excite: x must be on the CPU");
+  check_parameter("expand_weight", expand_weight, expand_weight);
+  check_parameter("reduce_weight", reduce_weight, expand_weight);
   const int64_t channels = x.size(1);
+  STD_TORCH_CHECK(!reduce_weight.has_value() || reduce_weight->dim() >= 2,
+                  "squeeze_excite: reduce_weight must have 2 or 4 dimensions");
   const int64_t reduced = reduce_weight.has_value() ? reduce_weight->size(0) : 0;
   if (reduce_weight.has_value()) check_weight("reduce_weight", *reduce_weight, reduced, channels);
   check_weight("expand_weight", expand_weight, channels, reduce_weight.has_value() ? reduced : channels);
   return {x.size(0), {channels, x.size(2) * x.size(3), planar}, reduced};
 }
-
-// ---- Parameters -------------------------------------------------------------------------------------------------------
 
 // The parameters in the type that they are computed in. Those of two bytes are widened once per call.
 template <typename T>
@@ -132,14 +101,9 @@ class Parameters {
   Parameters(const Geometry& g, const std::optional<Tensor>& reduce_weight, const std::optional<Tensor>& reduce_bias,
              const Tensor& expand_weight, const std::optional<Tensor>& expand_bias, int64_t activation, int64_t gate) {
     const int64_t columns = reduce_weight.has_value() ? g.reduced : g.map.channels;
-    excitation = {g.map.channels,
-                  columns,
-                  read(reduce_weight),
-                  read(reduce_bias),
-                  read(expand_weight),
-                  read(expand_bias),
-                  activation,
-                  gate};
+    excitation = {reduce_weight.has_value(), g.map.channels,    columns,
+                  read(reduce_weight),       read(reduce_bias), read(expand_weight),
+                  read(expand_bias),         activation,        gate};
   }
 
   Excitation<Acc<T>> excitation;
@@ -160,53 +124,16 @@ class Parameters {
   std::vector<std::unique_ptr<Acc<T>[]>> widened_;
 };
 
-// ---- Threads ----------------------------------------------------------------------------------------------------------
-
 // How many samples are taken whole: the multiple of the number of threads.
 int64_t whole_samples(int64_t samples) {
   const int64_t threads = torch::stable::get_num_threads();
   return samples - samples % threads;
 }
 
-// A sample cut into tiles. Their size depends on the shape alone, so that the order of summation, and with it the result,
-// does not change with the number of threads. A tile of interleaved pixels is a multiple of what the kernel sums at once.
-struct Tiles {
-  MapShape map;
-  int64_t channels;
-  int64_t pixels;
-  int64_t across;
-  int64_t down;
-
-  explicit Tiles(const MapShape& shape) : map(shape) {
-    constexpr int64_t kInterleavedChannels = 128, kInterleavedPixels = 256, kPlanarElements = 32768;
-    channels = shape.planar ? std::max<int64_t>(1, kPlanarElements / std::max<int64_t>(1, shape.pixels))
-                            : kInterleavedChannels;
-    pixels = shape.planar ? std::max<int64_t>(1, shape.pixels) : kInterleavedPixels;
-    across = (shape.channels + channels - 1) / channels;
-    down = std::max<int64_t>(1, (shape.pixels + pixels - 1) / pixels);
-  }
-
-  int64_t count() const { return across * down; }
-
-  struct Tile {
-    MapShape shape;
-    int64_t channel;
-    int64_t pixel;
-    int64_t row;  // which of the partial sums of its channels this tile gives
-  };
-
-  Tile operator[](int64_t i) const {
-    const int64_t channel = i % across * channels, row = i / across, pixel = row * pixels;
-    return {{std::min(channels, map.channels - channel), std::min(pixels, map.pixels - pixel), map.planar},
-            channel,
-            pixel,
-            row};
-  }
-};
-
 // For samples [first, first + count), by all threads: sums [count, C] of a, or of a * b where b.data is not null.
 template <typename T>
-void tiled_sums(const Tiles& tiles, Samples<const T> a, Samples<const T> b, int64_t first, int64_t count, Acc<T>* sums) {
+void tiled_sums(const Tiles& tiles, Samples<const T> a, Samples<const T> b, int64_t first, int64_t count,
+                Acc<T>* sums) {
   const int64_t channels = tiles.map.channels;
   auto partial = scratch<Acc<T>>(count * tiles.down * channels);
   parallel_tasks(count * tiles.count(), tiles.channels * tiles.pixels, [&](int64_t begin, int64_t end) {
@@ -250,8 +177,6 @@ void divide(A* values, int64_t n, int64_t divisor) {
   for (int64_t i = 0; i < n; ++i) values[i] /= static_cast<A>(divisor);
 }
 
-// ---- Forward ----------------------------------------------------------------------------------------------------------
-
 template <typename T>
 void forward(const Geometry& g, const Excitation<Acc<T>>& e, Samples<const T> x, Samples<T> y, Acc<T>* statistics) {
   const auto& maps = map_kernels<T>();
@@ -278,7 +203,8 @@ void forward(const Geometry& g, const Excitation<Acc<T>>& e, Samples<const T> x,
   const int64_t rest = g.samples - whole;
   if (rest == 0) return;
   const Tiles tiles(g.map);
-  auto sums = scratch<Acc<T>>(rest * channels), hidden = scratch<Acc<T>>(g.reduced), gates = scratch<Acc<T>>(rest * channels);
+  auto sums = scratch<Acc<T>>(rest * channels), hidden = scratch<Acc<T>>(g.reduced),
+       gates = scratch<Acc<T>>(rest * channels);
   tiled_sums<T>(tiles, x, {}, whole, rest, sums.get());
   for (int64_t n = 0; n < rest; ++n) {
     std::copy_n(sums.get() + n * channels, channels, statistics + (whole + n) * width);
@@ -286,8 +212,6 @@ void forward(const Geometry& g, const Excitation<Acc<T>>& e, Samples<const T> x,
   }
   tiled_scale<T>(tiles, x, gates.get(), nullptr, y, whole, rest);
 }
-
-// ---- Backward ---------------------------------------------------------------------------------------------------------
 
 // What the weights' gradients are summed from: a row for each sample.
 template <typename A>
@@ -337,7 +261,8 @@ WeightRows<Acc<T>> backward_map(const Geometry& g, const Excitation<Acc<T>>& e, 
   return rows;
 }
 
-// The gradients of a weight [rows, columns] and its bias [rows]: sums over n of a[n, row] * b[n, column] and of a[n, row].
+// The gradients of a weight [rows, columns] and its bias [rows]: sums over n of a[n, row] * b[n, column] and of a[n,
+// row].
 template <typename T>
 void weight_gradient(const Acc<T>* a, int64_t rows, const Acc<T>* b, int64_t b_step, int64_t columns, int64_t samples,
                      const Tensor& grad_weight, const Tensor& grad_bias) {
@@ -352,8 +277,6 @@ void weight_gradient(const Acc<T>* a, int64_t rows, const Acc<T>* b, int64_t b_s
   map_kernels<T>().narrow(to_weight, static_cast<T*>(grad_weight.data_ptr()), rows * columns);
   map_kernels<T>().narrow(to_bias, static_cast<T*>(grad_bias.data_ptr()), rows);
 }
-
-// ---- Operators --------------------------------------------------------------------------------------------------------
 
 // Calls body with a null pointer of the type that `dtype` names.
 template <typename Body>
@@ -373,6 +296,10 @@ std::tuple<Tensor, Tensor> squeeze_excite(const Tensor& x, const std::optional<T
                                           const std::optional<Tensor>& reduce_bias, const Tensor& expand_weight,
                                           const std::optional<Tensor>& expand_bias, int64_t activation, int64_t gate) {
   const Geometry g = check(x, reduce_weight, expand_weight, activation, gate);
+  STD_TORCH_CHECK(reduce_weight.has_value() || !reduce_bias.has_value(),
+                  "squeeze_excite: reduce_bias without reduce_weight");
+  check_parameter("reduce_bias", reduce_bias, expand_weight);
+  check_parameter("expand_bias", expand_bias, expand_weight);
   check_bias("reduce_bias", reduce_bias, g.reduced);
   check_bias("expand_bias", expand_bias, g.map.channels);
   Tensor y = torch::stable::empty_like(x);
@@ -387,9 +314,11 @@ std::tuple<Tensor, Tensor> squeeze_excite(const Tensor& x, const std::optional<T
   return {y, statistics};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(
-    const Tensor& grad_y, const Tensor& x, const std::optional<Tensor>& reduce_weight, const Tensor& expand_weight,
-    const Tensor& statistics, int64_t activation, int64_t gate) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(const Tensor& grad_y, const Tensor& x,
+                                                                           const std::optional<Tensor>& reduce_weight,
+                                                                           const Tensor& expand_weight,
+                                                                           const Tensor& statistics, int64_t activation,
+                                                                           int64_t gate) {
   const Geometry g = check(x, reduce_weight, expand_weight, activation, gate);
   STD_TORCH_CHECK(grad_y.dim() == 4 && std::equal(x.sizes().begin(), x.sizes().end(), grad_y.sizes().begin()) &&
                       grad_y.scalar_type() == x.scalar_type() && readable(grad_y, g.map.planar),
@@ -400,7 +329,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(
                   "squeeze_excite_backward: statistics must be what squeeze_excite returned");
   const bool reduces = reduce_weight.has_value();
   Tensor grad_x = torch::stable::empty_like(x);
-  Tensor grad_reduce_weight = reduces ? torch::stable::empty_like(*reduce_weight) : torch::stable::new_empty(expand_weight, {0});
+  Tensor grad_reduce_weight =
+      reduces ? torch::stable::empty_like(*reduce_weight) : torch::stable::new_empty(expand_weight, {0});
   Tensor grad_reduce_bias = torch::stable::new_empty(expand_weight, {g.reduced});
   Tensor grad_expand_weight = torch::stable::empty_like(expand_weight);
   Tensor grad_expand_bias = torch::stable::new_empty(expand_weight, {g.map.channels});
