@@ -10,55 +10,54 @@ enum class BoxLoss { generalized, distance, complete };
 
 constexpr int kBoxLosses = 3;
 
-// eps where it is not the caller's: complete's, but for the denominator of alpha.
-constexpr double kBoxEps = 1e-7;
-
-template <BoxLoss kLoss, typename T>
-SOD_OPS_HD T box_iou_loss(const Box<T>& a, const Box<T>& b, T eps) {
+// The loss of boxes a and b. With kGradient, `g` gets its gradient, times `grad`, by what the loss is computed from.
+template <BoxLoss kLoss, bool kGradient, typename T>
+SOD_OPS_HD T box_iou_loss(const Box<T>& a, const Box<T>& b, T eps, T grad = T(1), PairGradient<T>* g = nullptr) {
   const auto pair = make_pair<false>(a, b);
-  const T own_eps = kLoss == BoxLoss::complete ? T(kBoxEps) : eps;
-  const T iou = pair.intersection / (pair.union_ + own_eps);
-  if constexpr (kLoss == BoxLoss::generalized) {
-    const T enclosing = product(pair.enclosing_width, pair.enclosing_height);
-    return T(1) - (iou - (enclosing - pair.union_) / (enclosing + eps));
-  } else {
-    const T loss = T(1) - iou + make_distance(pair, own_eps).penalty;
-    if constexpr (kLoss == BoxLoss::distance) return loss;
-    return loss + make_aspect(a, b, iou, eps).penalty;
-  }
-}
-
-// The gradient of the loss, times `grad`, by what make_pair computes and by the angles.
-template <BoxLoss kLoss, typename T>
-SOD_OPS_HD PairGradient<T> box_iou_loss_gradient(const Box<T>& a, const Box<T>& b, T eps, T grad) {
-  const auto pair = make_pair<false>(a, b);
-  const T own_eps = kLoss == BoxLoss::complete ? T(kBoxEps) : eps;
+  // The caller's eps reaches only the alpha of complete.
+  const T own_eps = kLoss == BoxLoss::complete ? T(1e-7) : eps;
   const T padded_union = pair.union_ + own_eps;
   const T iou = pair.intersection / padded_union;
-  const T by_iou = grad / padded_union;
-  PairGradient<T> g;
-  g.area = by_iou * iou;
+  const T by_iou = kGradient ? grad / padded_union : T(0);
+  if constexpr (kGradient) g->area = by_iou * iou;
+  T loss = T(1) - iou;
   if constexpr (kLoss == BoxLoss::generalized) {
     const T enclosing = product(pair.enclosing_width, pair.enclosing_height);
-    const T inverse = T(1) / (enclosing + eps);
-    const T by_enclosing = grad * inverse * (T(1) - (enclosing - pair.union_) * inverse);
-    g.area = g.area - grad * inverse;
-    g.enclosing_width = by_enclosing * pair.enclosing_height;
-    g.enclosing_height = by_enclosing * pair.enclosing_width;
-    g.dx = g.dy = T(0);
+    const T padded = enclosing + eps;
+    const T empty = (enclosing - pair.union_) / padded;
+    loss = T(1) - (iou - empty);
+    if constexpr (kGradient) {
+      const T by_empty = grad / padded;
+      const T by_enclosing = by_empty * (T(1) - empty);
+      g->area = g->area - by_empty;
+      g->enclosing_width = by_enclosing * pair.enclosing_height;
+      g->enclosing_height = by_enclosing * pair.enclosing_width;
+      g->dx = g->dy = T(0);
+    }
   } else {
-    const auto distance = make_distance(pair, own_eps);
-    const T by_distance = T(2) * grad / distance.diagonal;
-    g.enclosing_width = -by_distance * distance.penalty * pair.enclosing_width;
-    g.enclosing_height = -by_distance * distance.penalty * pair.enclosing_height;
-    g.dx = by_distance * pair.dx;
-    g.dy = by_distance * pair.dy;
-    if constexpr (kLoss == BoxLoss::complete) g.angle = grad * make_aspect(a, b, iou, eps).by_angle;
+    const T diagonal = squared_diagonal(pair) + own_eps;
+    const T penalty = squared_distance(pair) / diagonal;
+    loss = loss + penalty;
+    if constexpr (kGradient) {
+      const T by_distance = grad / diagonal;
+      g->dx = by_distance * pair.dx;
+      g->dy = by_distance * pair.dy;
+      const T by_side = T(-2) * by_distance * penalty;
+      g->enclosing_width = by_side * pair.enclosing_width;
+      g->enclosing_height = by_side * pair.enclosing_height;
+    }
+    if constexpr (kLoss == BoxLoss::complete) {
+      const auto aspect = make_aspect(a, b, iou, eps);
+      loss = loss + aspect.penalty;
+      if constexpr (kGradient) g->angle = grad * aspect.by_angle;
+    }
   }
-  const T by_intersection = -by_iou - g.area;  // the union loses what the intersection gains
-  g.overlap_width = by_intersection * pair.by_width;
-  g.overlap_height = by_intersection * pair.by_height;
-  return g;
+  if constexpr (kGradient) {
+    const T by_intersection = -by_iou - g->area;  // the union loses what the intersection gains
+    g->overlap_width = by_intersection * pair.by_width;
+    g->overlap_height = by_intersection * pair.by_height;
+  }
+  return loss;
 }
 
 }  // namespace sod_ops::math

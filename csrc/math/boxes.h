@@ -3,6 +3,7 @@
 // each.
 #pragma once
 
+#include "arctangent.h"
 #include "scalar.h"
 
 namespace sod_ops::math {
@@ -13,28 +14,13 @@ struct Corners {
   T x1, y1, x2, y2;
 };
 
-// A box and what is computed from it alone.
+// A box and what is computed from it alone; the last two only where kAngle.
 template <typename T>
 struct Box : Corners<T> {
   T width, height, area;
-  T angle;  // atan(width / height); NaN for a box with neither, which has no aspect ratio. Only where kAngle.
+  T size;   // the squared diagonal
+  T angle;  // atan(width / height); NaN for a box of size 0, which has no aspect ratio
 };
-
-template <typename T>
-SOD_OPS_HD T max(T a, T b) {
-  return where(a > b, a, b);
-}
-
-template <typename T>
-SOD_OPS_HD T min(T a, T b) {
-  return where(a < b, a, b);
-}
-
-// The derivative of max(a, b) by a. That of min(a, b) is larger(b, a).
-template <typename T>
-SOD_OPS_HD T larger(T a, T b) {
-  return where(a > b, T(1), where(a < b, T(0), T(0.5)));
-}
 
 template <bool kAngle, typename T>
 SOD_OPS_HD Box<T> make_box(Corners<T> corners) {
@@ -43,8 +29,8 @@ SOD_OPS_HD Box<T> make_box(Corners<T> corners) {
   box.height = box.y2 - box.y1;
   box.area = product(box.width, box.height);
   if constexpr (kAngle) {
-    const T size = box.width * box.width + box.height * box.height;
-    box.angle = where(size > T(0), math::atan(box.width / box.height), T(NAN));
+    box.size = multiply_add(box.width, box.width, product(box.height, box.height));
+    box.angle = where(greater(box.size, T(0)), arctangent(box.width, box.height), T(NAN));
   }
   return box;
 }
@@ -71,33 +57,30 @@ SOD_OPS_HD Pair<T> make_pair(const Box<T>& a, const Box<T>& b) {
   if constexpr (kClamp) {
     const T across = max(width, T(0)), down = max(height, T(0));
     pair.intersection = product(across, down);
-    pair.by_width = where(width >= T(0), down, T(0));
-    pair.by_height = where(height >= T(0), across, T(0));
+    pair.by_width = where(greater(T(0), width), T(0), down);
+    pair.by_height = where(greater(T(0), height), T(0), across);
     pair.enclosing_width = max(pair.enclosing_width, T(0));
     pair.enclosing_height = max(pair.enclosing_height, T(0));
   } else {
-    const auto overlap = (width > T(0)) & (height > T(0));
+    const auto overlap = greater(width, T(0)) & greater(height, T(0));
     pair.by_width = where(overlap, height, T(0));
     pair.by_height = where(overlap, width, T(0));
     pair.intersection = product(pair.by_width, pair.by_height);
   }
   pair.union_ = a.area + b.area - pair.intersection;
-  pair.dx = (a.x1 + a.x2) * T(0.5) - (b.x1 + b.x2) * T(0.5);
-  pair.dy = (a.y1 + a.y2) * T(0.5) - (b.y1 + b.y2) * T(0.5);
+  pair.dx = ((a.x1 + a.x2) - (b.x1 + b.x2)) * T(0.5);
+  pair.dy = ((a.y1 + a.y2) - (b.y1 + b.y2)) * T(0.5);
   return pair;
 }
 
-// The squared distance of the centres over the squared diagonal of the enclosing box.
+// Of the enclosing box, and between the centres.
 template <typename T>
-struct Distance {
-  T diagonal, penalty;
-};
-
+SOD_OPS_HD T squared_diagonal(const Pair<T>& pair) {
+  return product(pair.enclosing_width, pair.enclosing_width) + product(pair.enclosing_height, pair.enclosing_height);
+}
 template <typename T>
-SOD_OPS_HD Distance<T> make_distance(const Pair<T>& pair, T eps) {
-  const T width = pair.enclosing_width, height = pair.enclosing_height;
-  const T diagonal = product(width, width) + product(height, height) + eps;
-  return {diagonal, (product(pair.dx, pair.dx) + product(pair.dy, pair.dy)) / diagonal};
+SOD_OPS_HD T squared_distance(const Pair<T>& pair) {
+  return product(pair.dx, pair.dx) + product(pair.dy, pair.dy);
 }
 
 // The penalty alpha v for two boxes whose shapes differ, and its derivative by the angle of a: alpha is a constant. The
@@ -109,12 +92,13 @@ struct Aspect {
 
 template <typename T>
 SOD_OPS_HD Aspect<T> make_aspect(const Box<T>& a, const Box<T>& b, T iou, T eps) {
-  const T kFactor = T(0.40528473456935108577);  // 4 / pi^2
+  const T factor(0.40528473456935108577);  // 4 / pi^2
   const T difference = a.angle - b.angle;
-  const T angle = where(difference == difference, difference, T(0));  // NaN where a box has no aspect ratio
-  const T v = kFactor * (angle * angle);
+  // NaN, where a box has no aspect ratio, is not greater than 0 either.
+  const T angle = where(greater(difference * difference, T(0)), difference, T(0));
+  const T v = factor * angle * angle;
   const T alpha = v / (T(1) - iou + v + eps);
-  return {alpha * v, T(2) * alpha * kFactor * angle};
+  return {alpha * v, T(2) * factor * alpha * angle};
 }
 
 // The gradient of a pair's value by what it is computed from. By the centre and the angle of b it is that of a with the
@@ -128,22 +112,28 @@ struct PairGradient {
   T angle;
 };
 
+// The gradient by one side of `box`, which is the inner of the two where it lies beyond the other's: then it bounds the
+// overlap, otherwise the enclosing box.
+template <typename T>
+SOD_OPS_HD T side_gradient(T side, T bound, T overlap, T enclosing) {
+  return where(greater(side, bound), overlap, where(greater(bound, side), enclosing, (overlap + enclosing) * T(0.5)));
+}
+
 // From there to the coordinates of `box`, the first of the pair (kFirst) or the second.
 template <bool kFirst, bool kAngle, typename T>
 SOD_OPS_HD Corners<T> corners_gradient(const Box<T>& box, const Box<T>& other, const PairGradient<T>& g) {
   T by_width = g.area * box.height, by_height = g.area * box.width;
   if constexpr (kAngle) {
-    const T size = box.width * box.width + box.height * box.height;
-    const T angle = (kFirst ? g.angle : -g.angle) * where(size > T(0), T(1) / size, T(0));
-    by_width = by_width + angle * box.height;
-    by_height = by_height - angle * box.width;
+    const T inverse = where(greater(box.size, T(0)), T(1) / box.size, T(0));
+    const T angle = kFirst ? g.angle * inverse : -(g.angle * inverse);
+    by_width = multiply_add(angle, box.height, by_width);
+    by_height = multiply_add(-angle, box.width, by_height);
   }
-  const T dx = (kFirst ? g.dx : -g.dx) * T(0.5), dy = (kFirst ? g.dy : -g.dy) * T(0.5);
-  const auto side = [](T overlap, T enclosing, T inner) { return inner * overlap + (T(1) - inner) * enclosing; };
-  return {dx - by_width - side(g.overlap_width, g.enclosing_width, larger(box.x1, other.x1)),
-          dy - by_height - side(g.overlap_height, g.enclosing_height, larger(box.y1, other.y1)),
-          dx + by_width + side(g.overlap_width, g.enclosing_width, larger(other.x2, box.x2)),
-          dy + by_height + side(g.overlap_height, g.enclosing_height, larger(other.y2, box.y2))};
+  const T dx = kFirst ? g.dx : -g.dx, dy = kFirst ? g.dy : -g.dy;
+  return {dx - by_width - side_gradient(box.x1, other.x1, g.overlap_width, g.enclosing_width),
+          dy - by_height - side_gradient(box.y1, other.y1, g.overlap_height, g.enclosing_height),
+          dx + by_width + side_gradient(other.x2, box.x2, g.overlap_width, g.enclosing_width),
+          dy + by_height + side_gradient(other.y2, box.y2, g.overlap_height, g.enclosing_height)};
 }
 
 }  // namespace sod_ops::math

@@ -21,8 +21,6 @@ SOD_OPS_HD float tanh(float x) { return ::tanhf(x); }
 SOD_OPS_HD double tanh(double x) { return ::tanh(x); }
 SOD_OPS_HD float erf(float x) { return ::erff(x); }
 SOD_OPS_HD double erf(double x) { return ::erf(x); }
-SOD_OPS_HD float atan(float x) { return ::atanf(x); }
-SOD_OPS_HD double atan(double x) { return ::atan(x); }
 SOD_OPS_HD float abs(float x) { return ::fabsf(x); }
 SOD_OPS_HD double abs(double x) { return ::fabs(x); }
 
@@ -42,6 +40,36 @@ SOD_OPS_HD double product(double a, double b) {
   return a * b;
 #endif
 }
+
+// a * b + c, fused where that is one instruction.
+template <typename T>
+SOD_OPS_HD T multiply_add(T a, T b, T c) {
+  return a * b + c;
+}
+
+// Comparisons that a vector answers in the form that its where() takes at no further cost.
+template <typename T>
+SOD_OPS_HD bool greater(T a, T b) {
+  return a > b;
+}
+
+// The larger and the smaller; b where one is NaN.
+template <typename T>
+SOD_OPS_HD T max(T a, T b) {
+  return a > b ? a : b;
+}
+template <typename T>
+SOD_OPS_HD T min(T a, T b) {
+  return a < b ? a : b;
+}
+
+// The type of a vector's elements.
+template <typename T>
+struct ElementOf {
+  using type = T;
+};
+template <typename T>
+using Element = typename ElementOf<T>::type;
 
 // where(condition, a, b): a where the condition holds, b elsewhere. A comparison with NaN doesn't hold.
 template <typename T>

@@ -1,4 +1,4 @@
-// The kernels of the IoU losses, on raw pointers, for a run of box pairs. cpu/box_iou_loss.cpp calls them.
+// The kernel of the IoU losses, on raw pointers, for a run of box pairs. cpu/box_iou_loss.cpp calls it.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -11,33 +11,38 @@
 
 namespace sod_ops {
 
-// `count` pairs of boxes, each four elements side by side, and the step in elements from one box to the next.
+// `count` pairs of boxes, each four elements side by side with a step in elements from one to the next, and what to do with
+// their losses.
 template <typename T>
-struct BoxPairs {
+struct BoxLossRun {
+  using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
   const T* first;
   int64_t first_step;
   const T* second;
   int64_t second_step;
   int64_t count;
+  double eps;
+
+  Acc* losses = nullptr;  // one for each pair; may be null
+
+  // The gradients by both boxes, side by side, of the losses times grad[i * grad_step] * scale; either may be null.
+  T* grad_first = nullptr;
+  T* grad_second = nullptr;
+  const Acc* grad = nullptr;
+  int64_t grad_step = 0;
+  double scale = 1;
 };
 
+// The sum of the losses. `loss` is the number of a math::BoxLoss.
 template <typename T>
-struct BoxLossKernels {
-  using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-  // `loss` is the number of a math::BoxLoss. Writes each pair's loss to `losses`, or, where that is null, returns their sum.
-  double (*forward)(int64_t loss, const BoxPairs<T>& pairs, double eps, Acc* losses);
-
-  // Writes the gradients of each pair's loss, times grad[i * grad_step] * scale; either side may be null.
-  void (*backward)(int64_t loss, const BoxPairs<T>& pairs, double eps, const Acc* grad, int64_t grad_step, double scale,
-                   T* grad_first, T* grad_second);
-};
+using BoxLossKernel = double (*)(int64_t loss, const BoxLossRun<T>& run);
 
 struct BoxIouLossKernels {
-  BoxLossKernels<float> float32;
-  BoxLossKernels<double> float64;
-  BoxLossKernels<c10::BFloat16> bfloat16;
-  BoxLossKernels<c10::Half> float16;
+  BoxLossKernel<float> float32;
+  BoxLossKernel<double> float64;
+  BoxLossKernel<c10::BFloat16> bfloat16;
+  BoxLossKernel<c10::Half> float16;
 };
 
 SOD_OPS_KERNEL_TABLE(BoxIouLossKernels, box_iou_loss_kernels)

@@ -1,6 +1,5 @@
 """The losses of generalized, distance and complete IoU: the public functions, their checks and their autograd."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -90,68 +89,110 @@ def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none
     return _loss("complete_box_iou_loss", boxes1, boxes2, reduction, eps)
 
 
-def _loss(name: str, boxes1: Tensor, boxes2: Tensor, reduction: str, eps: float) -> Tensor:
-    if not _fits(boxes1, boxes2, reduction, eps):
-        _check(name, boxes1, boxes2, reduction, eps)
-    compiling = torch.compiler.is_compiling()
+def _loss(op: str, boxes1: Tensor, boxes2: Tensor, reduction: str, eps: float) -> Tensor:
+    try:
+        return _call(op, boxes1, boxes2, _REDUCTION_INDEX[reduction], eps)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        refusal = error
+    # Only a call that failed pays for finding out which argument is at fault.
+    _check(op, boxes1, boxes2, reduction, eps)
+    raise refusal
+
+
+def _call(op: str, boxes1: Tensor, boxes2: Tensor, reduction: int, eps: float) -> Tensor:
     device_type = "cpu" if boxes1.is_cpu else boxes1.device.type
+    compiling = torch.compiler.is_compiling()
     if transforms_active():
         kernels = None
     else:
         kernels = _select.traced(device_type) if compiling else _select(device_type)
+    if kernels is None or compiling or not kernels.check_arguments:
+        _check(op, boxes1, boxes2, _REDUCTIONS[reduction], eps)
     if kernels is None:
-        return reference.LOSSES[name](boxes1, boxes2, reduction, eps)
+        return reference.LOSSES[op](boxes1, boxes2, _REDUCTIONS[reduction], eps)
+    differentiable = torch.is_grad_enabled()
+    first, second = differentiable and boxes1.requires_grad, differentiable and boxes2.requires_grad
     inputs = (
         boxes1 if boxes1.is_contiguous() else _in_supported_layout(boxes1),
         boxes2 if boxes2.is_contiguous() else _in_supported_layout(boxes2),
-        _LOSS_INDEX[name],
-        _REDUCTION_INDEX[reduction],
-        float(eps),
+        _LOSS_INDEX[op],
+        reduction,
+        eps,
+        first,
+        second,
     )
     if compiling:
-        return kernels.forward(*inputs)
-    if torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad):
+        return kernels.forward(*inputs)[0]
+    if first or second:
         return _BoxIouLoss.apply(kernels, *inputs)
     with below_autograd():
-        return kernels.forward(*inputs)
+        return kernels.forward(*inputs)[0]
 
 
 class _BoxIouLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kernels: Kernels, *inputs: Any) -> Tensor:
+        outputs = kernels.forward(*inputs)
         ctx.kernels = kernels
-        _save(ctx, inputs, None)
-        return kernels.forward(*inputs)
+        _save(ctx, inputs, outputs)
+        return outputs[0]
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         return None, *_gradients(ctx, ctx.kernels.backward, grad_output)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor, Tensor]) -> None:
     boxes1, boxes2, *ctx.options = inputs
-    ctx.save_for_backward(boxes1, boxes2)
+    ctx.save_for_backward(boxes1, boxes2, *outputs[1:])
     ctx.set_materialize_grads(False)
 
 
-def _gradients(ctx: Any, backward: Callable[..., tuple[Tensor, Tensor]], grad_output: Tensor | None) -> tuple[Any, ...]:
+def _gradients(
+    ctx: Any, backward: Callable[..., tuple[Tensor, Tensor]], grad_output: Tensor | None, *_: Tensor | None
+) -> tuple[Any, ...]:
     if grad_output is None:
-        return (None,) * 5
-    boxes1, boxes2 = ctx.saved_tensors
-    loss, reduction, eps = ctx.options
+        return (None,) * 7
+    boxes1, boxes2, *kept = ctx.saved_tensors
+    loss, reduction, eps, *keeps = ctx.options
     if torch.is_grad_enabled():
         function = partial(_REFERENCES[loss], reduction=_REDUCTIONS[reduction], eps=eps)
-        return *reference_gradients(function, (boxes1, boxes2), grad_output), None, None, None
-    if not grad_output.is_contiguous() and grad_output.stride() != (0,):
-        grad_output = grad_output.contiguous()
-    first, second = boxes1.requires_grad, boxes2.requires_grad
-    grad1, grad2 = backward(grad_output, boxes1, boxes2, loss, reduction, eps, first, second)
-    return grad1 if first else None, grad2 if second else None, None, None, None
+        return *reference_gradients(function, (boxes1, boxes2), grad_output), *(None,) * 5
+    wanted = [boxes1.requires_grad, boxes2.requires_grad]
+    if _keeps_gradients(boxes1, reduction) and keeps == wanted:
+        found = [_scaled(gradient, grad_output) if want else None for gradient, want in zip(kept, wanted, strict=True)]
+    else:
+        if grad_output.stride() not in ((), (0,), (1,)):
+            grad_output = grad_output.contiguous()
+        found = backward(grad_output, boxes1, boxes2, loss, reduction, eps, *wanted)
+    return *(gradient if want else None for gradient, want in zip(found, wanted, strict=True)), *(None,) * 5
 
 
-def _fake_forward(boxes1: Tensor, boxes2: Tensor, loss: int, reduction: int, eps: float) -> Tensor:
+def _scaled(gradient: Tensor, by: Tensor) -> Tensor:
+    """``gradient`` times the scalar ``by``, on the CPU itself where that is 1."""
+    if type(by) is Tensor and by.is_cpu and by.item() == 1:
+        return gradient
+    return gradient * by
+
+
+def _keeps_gradients(boxes: Tensor, reduction: int) -> bool:
+    """Whether the forward computes gradients too: csrc/box_iou_loss.h says why not always."""
+    return reduction != 0 and boxes.dtype in (torch.float32, torch.float64)
+
+
+def _fake_forward(
+    boxes1: Tensor, boxes2: Tensor, loss: int, reduction: int, eps: float, first: bool, second: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the loss and, where they are kept and wanted, the gradients of boxes1 and boxes2, otherwise empty ones."""
+    # Dispatch brings a call here where any tensor is on the meta device.
+    _checks.check_same_device("box_iou_loss", "boxes1", boxes1.device, [("boxes2", boxes2)])
     dtype = torch.float64 if boxes1.dtype == torch.float64 else torch.float32
-    return boxes1.new_empty(boxes1.shape[:-1] if reduction == 0 else (), dtype=dtype)
+    keeps = _keeps_gradients(boxes1, reduction)
+    return (
+        boxes1.new_empty(boxes1.shape[:-1] if reduction == 0 else (), dtype=dtype),
+        _empty_gradient(boxes1, keeps and first),
+        _empty_gradient(boxes2, keeps and second),
+    )
 
 
 def _fake_backward(
@@ -165,7 +206,11 @@ def _fake_backward(
     second: bool,
 ) -> tuple[Tensor, Tensor]:
     """Returns the gradients of boxes1 and boxes2; one that is not wanted is empty."""
-    return boxes1.new_empty(boxes1.shape if first else (0,)), boxes2.new_empty(boxes2.shape if second else (0,))
+    return _empty_gradient(boxes1, first), _empty_gradient(boxes2, second)
+
+
+def _empty_gradient(boxes: Tensor, wanted: bool) -> Tensor:
+    return boxes.new_empty(boxes.shape if wanted else (0,))
 
 
 _select = register(
@@ -178,34 +223,13 @@ _select = register(
 )
 
 
-def _fits(boxes1: Tensor, boxes2: Tensor, reduction: str, eps: float) -> bool:
-    """True only where _check finds no fault: the common case at a tenth of its cost, which every call pays."""
-    try:
-        shape, dtype = boxes1.shape, boxes1.dtype
-        return (
-            boxes2.shape == shape
-            and 1 <= len(shape) <= 2
-            and shape[-1] == 4
-            and dtype in _checks.FLOATING
-            and boxes2.dtype is dtype
-            and boxes1.device == boxes2.device
-            and boxes1.layout is torch.strided
-            and boxes2.layout is torch.strided
-            and reduction in _REDUCTION_INDEX
-            and type(eps) is float
-            and 0.0 < eps < math.inf
-        )
-    except (AttributeError, IndexError, TypeError):
-        return False
-
-
 def _check(op: str, boxes1: Tensor, boxes2: Tensor, reduction: str, eps: float) -> None:
     for argument, boxes in (("boxes1", boxes1), ("boxes2", boxes2)):
         _checks.check_boxes(op, argument, boxes, single=True)
     _checks.check_same_device(op, "boxes1", boxes1.device, [("boxes2", boxes2)])
     if boxes2.dtype != boxes1.dtype:
         _checks.bad_type(op, "boxes2", f"{boxes1.dtype} as boxes1 is", boxes2.dtype)
-    if boxes2.shape != boxes1.shape:
+    if boxes2.dim() != boxes1.dim() or boxes2.shape[0] != boxes1.shape[0]:
         expected = f"of the shape of boxes1 ({_checks.shape_of(boxes1)})"
         _checks.bad_value(op, "boxes2", expected, _checks.shape_of(boxes2))
     _checks.check_choice(op, "reduction", reduction, _REDUCTIONS)
