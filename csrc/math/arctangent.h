@@ -20,7 +20,7 @@ SOD_OPS_HD T polynomial(T x, double first, Coefficients... rest) {
 // in 60 digits: 2.6e-9 for float, 4.6e-18 for double, a twentieth of their rounding.
 template <typename T>
 SOD_OPS_HD T arctangent_polynomial(T z) {
-  if constexpr (sizeof(Element<T>) == sizeof(float)) {
+  if constexpr (sizeof(typename Scalar<T>::type) == sizeof(float)) {
     return polynomial(z, -0.33333299094066598, 0.19998548431902395, -0.14264243110009606, 0.10952192402138586,
                       -0.084034674625037075, 0.057957855361009438, -0.031178081211452763, 0.010914720940622658,
                       -0.0017936453887699460);
@@ -43,8 +43,8 @@ SOD_OPS_HD T arctangent(T y, T x) {
   const T z = t * t;
   const T angle = multiply_add(t * z, arctangent_polynomial(z), t);
   // pi/2 in two parts: rounded once, it alone would be off by 4e-8 in float.
-  constexpr double kHalfPi = 1.57079632679489661923, kRounded = static_cast<Element<T>>(kHalfPi);
-  constexpr double kRest = sizeof(Element<T>) == sizeof(float) ? kHalfPi - kRounded : 6.123233995736766e-17;
+  constexpr double kHalfPi = 1.57079632679489661923, kRounded = static_cast<typename Scalar<T>::type>(kHalfPi);
+  constexpr double kRest = sizeof(typename Scalar<T>::type) == sizeof(float) ? kHalfPi - kRounded : 6.123233995736766e-17;
   const T acute = where(greater(rise, run), (T(kRounded) - angle) + T(kRest), angle);
   return where(greater(T(0), y) ^ greater(T(0), x), -acute, acute);
 }

@@ -63,13 +63,11 @@ SOD_OPS_HD T min(T a, T b) {
   return a < b ? a : b;
 }
 
-// The type of a vector's elements.
+// The type of a vector's elements; a number's own.
 template <typename T>
-struct ElementOf {
+struct Scalar {
   using type = T;
 };
-template <typename T>
-using Element = typename ElementOf<T>::type;
 
 // where(condition, a, b): a where the condition holds, b elsewhere. A comparison with NaN doesn't hold.
 template <typename T>

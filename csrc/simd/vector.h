@@ -100,7 +100,7 @@ Vector<T> greater(const Vector<T>& a, const Vector<T>& b) {
 }  // namespace CPU_CAPABILITY
 
 template <typename T>
-struct ElementOf<Vector<T>> {
+struct Scalar<Vector<T>> {
   using type = T;
 };
 

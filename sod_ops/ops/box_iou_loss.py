@@ -1,6 +1,6 @@
 """The losses of generalized, distance and complete IoU: the public functions, their checks and their autograd."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -132,14 +132,26 @@ def _call(op: str, boxes1: Tensor, boxes2: Tensor, reduction: int, eps: float) -
 class _BoxIouLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kernels: Kernels, *inputs: Any) -> Tensor:
-        outputs = kernels.forward(*inputs)
+        loss, *gradients = kernels.forward(*inputs)
         ctx.kernels = kernels
-        _save(ctx, inputs, outputs)
-        return outputs[0]
+        boxes1, boxes2, *ctx.options = inputs
+        # Outside of what autograd saves: the first backward takes them, to scale them in place and give them away; a later
+        # one, which retain_graph=True allows, computes them afresh.
+        ctx.gradients = gradients if _keeps_gradients(boxes1, ctx.options[1]) else None
+        ctx.save_for_backward(boxes1, boxes2)
+        ctx.set_materialize_grads(False)
+        return loss
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        return None, *_gradients(ctx, ctx.kernels.backward, grad_output)
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Any, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None or grad_output is None or torch.is_grad_enabled():
+            return None, *_gradients(ctx, ctx.kernels.backward, grad_output)
+        factor = grad_output.item() if grad_output.is_cpu else grad_output
+        if not (grad_output.is_cpu and factor == 1):
+            for gradient in gradients:
+                gradient.mul_(factor)
+        return None, *_wanted(gradients, ctx.options), *(None,) * 5
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -154,25 +166,22 @@ def _gradients(
     if grad_output is None:
         return (None,) * 7
     boxes1, boxes2, *kept = ctx.saved_tensors
-    loss, reduction, eps, *keeps = ctx.options
+    loss, reduction, eps, first, second = ctx.options
     if torch.is_grad_enabled():
         function = partial(_REFERENCES[loss], reduction=_REDUCTIONS[reduction], eps=eps)
         return *reference_gradients(function, (boxes1, boxes2), grad_output), *(None,) * 5
-    wanted = [boxes1.requires_grad, boxes2.requires_grad]
-    if _keeps_gradients(boxes1, reduction) and keeps == wanted:
-        found = [_scaled(gradient, grad_output) if want else None for gradient, want in zip(kept, wanted, strict=True)]
+    if kept and _keeps_gradients(boxes1, reduction):
+        gradients = [gradient * grad_output for gradient in kept]
     else:
         if grad_output.stride() not in ((), (0,), (1,)):
             grad_output = grad_output.contiguous()
-        found = backward(grad_output, boxes1, boxes2, loss, reduction, eps, *wanted)
-    return *(gradient if want else None for gradient, want in zip(found, wanted, strict=True)), *(None,) * 5
+        gradients = backward(grad_output, boxes1, boxes2, loss, reduction, eps, first, second)
+    return *_wanted(gradients, ctx.options), *(None,) * 5
 
 
-def _scaled(gradient: Tensor, by: Tensor) -> Tensor:
-    """``gradient`` times the scalar ``by``, on the CPU itself where that is 1."""
-    if type(by) is Tensor and by.is_cpu and by.item() == 1:
-        return gradient
-    return gradient * by
+def _wanted(gradients: Sequence[Tensor], options: list[Any]) -> tuple[Tensor | None, ...]:
+    """The gradients that the forward was told to expect; the kernels give empty ones in place of the others."""
+    return tuple(gradient if want else None for gradient, want in zip(gradients, options[-2:], strict=True))
 
 
 def _keeps_gradients(boxes: Tensor, reduction: int) -> bool:
@@ -183,7 +192,10 @@ def _keeps_gradients(boxes: Tensor, reduction: int) -> bool:
 def _fake_forward(
     boxes1: Tensor, boxes2: Tensor, loss: int, reduction: int, eps: float, first: bool, second: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the loss and, where they are kept and wanted, the gradients of boxes1 and boxes2, otherwise empty ones."""
+    """``first`` and ``second`` say which gradients will be wanted.
+
+    Returns the loss and, where it keeps them, the gradients of boxes1 and boxes2, otherwise empty tensors.
+    """
     # Dispatch brings a call here where any tensor is on the meta device.
     _checks.check_same_device("box_iou_loss", "boxes1", boxes1.device, [("boxes2", boxes2)])
     dtype = torch.float64 if boxes1.dtype == torch.float64 else torch.float32
