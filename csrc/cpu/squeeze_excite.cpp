@@ -13,6 +13,7 @@
 
 #include "../math/activation.h"
 #include "../stable.h"
+#include "empty.h"
 #include "maps.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -302,8 +303,8 @@ std::tuple<Tensor, Tensor> squeeze_excite(const Tensor& x, const std::optional<T
   check_parameter("expand_bias", expand_bias, expand_weight);
   check_bias("reduce_bias", reduce_bias, g.reduced);
   check_bias("expand_bias", expand_bias, g.map.channels);
-  Tensor y = torch::stable::empty_like(x);
-  Tensor statistics = torch::stable::new_empty(x, {g.samples, g.statistics_width()}, accumulator_of(x.scalar_type()));
+  Tensor y = new_like(x);
+  Tensor statistics = sod_ops::new_empty(x, {g.samples, g.statistics_width()}, accumulator_of(x.scalar_type()));
   STD_TORCH_CHECK(readable(y, g.map.planar), "squeeze_excite: the result for x has another memory format");
   for_dtype(x.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -328,12 +329,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(const
                       statistics.scalar_type() == accumulator_of(x.scalar_type()),
                   "squeeze_excite_backward: statistics must be what squeeze_excite returned");
   const bool reduces = reduce_weight.has_value();
-  Tensor grad_x = torch::stable::empty_like(x);
+  Tensor grad_x = new_like(x);
   Tensor grad_reduce_weight =
-      reduces ? torch::stable::empty_like(*reduce_weight) : torch::stable::new_empty(expand_weight, {0});
-  Tensor grad_reduce_bias = torch::stable::new_empty(expand_weight, {g.reduced});
-  Tensor grad_expand_weight = torch::stable::empty_like(expand_weight);
-  Tensor grad_expand_bias = torch::stable::new_empty(expand_weight, {g.map.channels});
+      reduces ? new_like(*reduce_weight) : sod_ops::new_empty(expand_weight, {0}, expand_weight.scalar_type());
+  Tensor grad_reduce_bias = sod_ops::new_empty(expand_weight, {g.reduced}, expand_weight.scalar_type());
+  Tensor grad_expand_weight = new_like(expand_weight);
+  Tensor grad_expand_bias = sod_ops::new_empty(expand_weight, {g.map.channels}, expand_weight.scalar_type());
   for_dtype(x.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const Parameters<T> parameters(g, reduce_weight, std::nullopt, expand_weight, std::nullopt, activation, gate);
