@@ -37,8 +37,9 @@ struct BoxLossCall {
   // What the sum of the losses, and each pair's gradient, is multiplied with. The mean of nothing is 0.
   double scale() const { return reduction == Reduction::mean && pairs > 0 ? 1.0 / static_cast<double>(pairs) : 1.0; }
 
-  // Whether the forward computes gradients too. Not in two bytes, where the mean's would be too small before the incoming
-  // gradient, which may carry a loss scale, multiplies them; nor without a reduction, which would keep as much as the inputs.
+  // Whether the forward computes gradients too. Not in two bytes, where the mean's would be too small before the
+  // incoming gradient, which may carry a loss scale, multiplies them; nor without a reduction, which would keep as much
+  // as the inputs.
   bool keeps_gradients(torch::headeronly::ScalarType dtype) const {
     return reduction != Reduction::none && dtype == accumulator_of(dtype);
   }

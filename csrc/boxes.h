@@ -1,5 +1,5 @@
-// What the box operators on the CPU and on the GPU check alike. sod_ops' Python functions give better messages; these guard
-// direct calls of the operators.
+// What the box operators on the CPU and on the GPU check alike. sod_ops' Python functions give better messages; these
+// guard direct calls of the operators.
 #pragma once
 
 #include "stable.h"
@@ -20,7 +20,8 @@ inline BoxRows box_rows(const char* op, const char* argument, const torch::stabl
   return rank == 1 ? BoxRows{1, 4} : BoxRows{boxes.size(0), boxes.stride(0)};
 }
 
-inline void check_boxes_alike(const char* op, const torch::stable::Tensor& boxes1, const torch::stable::Tensor& boxes2) {
+inline void check_boxes_alike(const char* op, const torch::stable::Tensor& boxes1,
+                              const torch::stable::Tensor& boxes2) {
   STD_TORCH_CHECK(boxes1.scalar_type() == boxes2.scalar_type(), op, ": boxes2 must have the dtype of boxes1");
   STD_TORCH_CHECK(boxes1.is_cuda() == boxes2.is_cuda() && boxes1.get_device_index() == boxes2.get_device_index(), op,
                   ": boxes2 must be on the device of boxes1");

@@ -1,5 +1,5 @@
-// The losses of generalized, distance and complete IoU for one pair of boxes, and their gradients by both boxes. The formulas
-// stand in sod_ops/reference/box_iou_loss.py, whose table LOSSES has the numbering.
+// The losses of generalized, distance and complete IoU for one pair of boxes, and their gradients by both boxes. The
+// formulas stand in sod_ops/reference/box_iou_loss.py, whose table LOSSES has the numbering.
 #pragma once
 
 #include "boxes.h"

@@ -1,6 +1,6 @@
 // Boxes and what two of them have in common, for T = float, double or a SIMD vector of them. The formulas are those of
-// sod_ops/reference/box_iou_loss.py; where two coordinates are equal, the derivatives of max and min are PyTorch's: half for
-// each.
+// sod_ops/reference/box_iou_loss.py; where two coordinates are equal, the derivatives of max and min are PyTorch's:
+// half for each.
 #pragma once
 
 #include "arctangent.h"

@@ -24,8 +24,8 @@ SOD_OPS_HD double erf(double x) { return ::erf(x); }
 SOD_OPS_HD float abs(float x) { return ::fabsf(x); }
 SOD_OPS_HD double abs(double x) { return ::fabs(x); }
 
-// a * b, rounded before anything is added to it: areas of equal boxes then cancel exactly. Host code is compiled without
-// contraction of its own; CUDA's would fuse the product with a following addition.
+// a * b, rounded before anything is added to it: areas of equal boxes then cancel exactly. Host code is compiled
+// without contraction of its own; CUDA's would fuse the product with a following addition.
 SOD_OPS_HD float product(float a, float b) {
 #if defined(__CUDA_ARCH__)
   return __fmul_rn(a, b);

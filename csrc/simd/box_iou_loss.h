@@ -11,8 +11,8 @@
 
 namespace sod_ops {
 
-// `count` pairs of boxes, each four elements side by side with a step in elements from one to the next, and what to do with
-// their losses.
+// `count` pairs of boxes, each four elements side by side with a step in elements from one to the next, and what to do
+// with their losses.
 template <typename T>
 struct BoxLossRun {
   using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;

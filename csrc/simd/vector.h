@@ -66,7 +66,8 @@ Vector<T> where(const Vector<T>& condition, const Vector<T>& a, const Vector<T>&
 
 #if defined(CPU_CAPABILITY_AVX512)
 
-// AVX512 compares into a register of bits. at::vec makes a vector of it and where() bits again: two instructions each time.
+// AVX512 compares into a register of bits. at::vec makes a vector of it and where() bits again: two instructions each
+// time.
 template <typename T>
 struct Mask {
   std::conditional_t<sizeof(T) == 4, __mmask16, __mmask8> bits;

@@ -24,19 +24,19 @@ def generalized_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "n
     .. math:: 1 - \frac{I}{U + \epsilon} + \frac{C - U}{C + \epsilon}
 
     with the areas I that both boxes cover, U that either covers and C of the smallest box around both. It is
-    torchvision's function. Identical boxes of some size give 0, and gradients of 0; at other ties of two coordinates the
-    gradient is shared half and half, as PyTorch does. Value and gradients are finite for boxes of no size too.
+    torchvision's function. Where two coordinates are equal, as between identical boxes, the gradient is shared half and
+    half, as PyTorch does. Value and gradients are finite for boxes of no size too.
 
     Args:
         boxes1: ``[N, 4]`` or ``[4]``, (x1, y1, x2, y2) with x1 <= x2 and y1 <= y2 in any unit of length; float32, float64,
             bfloat16 or float16. Slices of wider rows such as ``predictions[:, :4]`` are read in place.
         boxes2: the same shape and dtype, on the same device.
         reduction: ``"none"``, ``"mean"`` (0 for no boxes) or ``"sum"``.
-        eps: what is added to denominators, above 0.
+        eps: what is added to the denominators, above 0.
 
     Returns:
         ``[N]`` (a scalar for boxes of shape ``[4]``), or a scalar with a reduction; float64 for float64 boxes, otherwise
-        float32, which it is computed in.
+        float32, which it is computed in. Both tensors get gradients.
 
     Raises:
         TypeError: an argument is not a tensor or has a dtype or type that does not fit.
@@ -54,10 +54,24 @@ def distance_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none
     .. math:: 1 - \frac{I}{U + \epsilon} + \frac{R}{D + \epsilon}
 
     with the areas I that both boxes cover and U that either covers, R the squared distance of the centres and D the squared
-    diagonal of the smallest box around both. It is torchvision's function. At ties of two coordinates, as between identical
-    boxes, the gradient is shared half and half, as PyTorch does. Value and gradients are finite for boxes of no size too.
+    diagonal of the smallest box around both. It is torchvision's function. Where two coordinates are equal, as between
+    identical boxes, the gradient is shared half and half, as PyTorch does. Value and gradients are finite for boxes of no
+    size too.
 
-    Arguments, result and errors are those of :func:`generalized_box_iou_loss`.
+    Args:
+        boxes1: ``[N, 4]`` or ``[4]``, (x1, y1, x2, y2) with x1 <= x2 and y1 <= y2 in any unit of length; float32, float64,
+            bfloat16 or float16. Slices of wider rows such as ``predictions[:, :4]`` are read in place.
+        boxes2: the same shape and dtype, on the same device.
+        reduction: ``"none"``, ``"mean"`` (0 for no boxes) or ``"sum"``.
+        eps: what is added to the denominators, above 0.
+
+    Returns:
+        ``[N]`` (a scalar for boxes of shape ``[4]``), or a scalar with a reduction; float64 for float64 boxes, otherwise
+        float32, which it is computed in. Both tensors get gradients.
+
+    Raises:
+        TypeError: an argument is not a tensor or has a dtype or type that does not fit.
+        ValueError: a shape, a device, ``reduction`` or ``eps`` does not fit. Shapes never broadcast.
 
     Source:
         Zheng et al.: Distance-IoU Loss, AAAI 2020, equations 6 and 7.
@@ -74,14 +88,27 @@ def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none
         \alpha = \frac{v}{1 - \mathrm{IoU} + v + \epsilon}
 
     with I, U, R and D as in :func:`distance_box_iou_loss`. It is torchvision's function, where also the caller's ``eps``
-    reaches only alpha, which is a constant in the gradient.
+    reaches only alpha, which is a constant in the gradient. Where two coordinates are equal, as between identical boxes, the
+    gradient is shared half and half, as PyTorch does.
 
     Value and gradients are finite where torchvision's are NaN. A box of height 0 has the angle pi/2 and the gradient's limit
     from heights above 0. A box with neither width nor height (its squared diagonal is 0 in the type of the computation) has
-    no aspect ratio: v and its gradient are 0. At ties of two coordinates, as between identical boxes, the gradient is shared
-    half and half, as PyTorch does.
+    no aspect ratio: v and its gradient are 0.
 
-    Arguments, result and errors are those of :func:`generalized_box_iou_loss`.
+    Args:
+        boxes1: ``[N, 4]`` or ``[4]``, (x1, y1, x2, y2) with x1 <= x2 and y1 <= y2 in any unit of length; float32, float64,
+            bfloat16 or float16. Slices of wider rows such as ``predictions[:, :4]`` are read in place.
+        boxes2: the same shape and dtype, on the same device.
+        reduction: ``"none"``, ``"mean"`` (0 for no boxes) or ``"sum"``.
+        eps: what is added to the denominator of alpha, above 0.
+
+    Returns:
+        ``[N]`` (a scalar for boxes of shape ``[4]``), or a scalar with a reduction; float64 for float64 boxes, otherwise
+        float32, which it is computed in. Both tensors get gradients.
+
+    Raises:
+        TypeError: an argument is not a tensor or has a dtype or type that does not fit.
+        ValueError: a shape, a device, ``reduction`` or ``eps`` does not fit. Shapes never broadcast.
 
     Source:
         Zheng et al.: Distance-IoU Loss, AAAI 2020, equations 8 to 11.
@@ -91,6 +118,8 @@ def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none
 
 def _loss(op: str, boxes1: Tensor, boxes2: Tensor, reduction: str, eps: float) -> Tensor:
     try:
+        if type(eps) is not float:
+            _checks.check_positive(op, "eps", eps)
         return _call(op, boxes1, boxes2, _REDUCTION_INDEX[reduction], eps)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         refusal = error
@@ -170,6 +199,7 @@ def _gradients(
     if torch.is_grad_enabled():
         function = partial(_REFERENCES[loss], reduction=_REDUCTIONS[reduction], eps=eps)
         return *reference_gradients(function, (boxes1, boxes2), grad_output), *(None,) * 5
+    gradients: Sequence[Tensor]
     if kept and _keeps_gradients(boxes1, reduction):
         gradients = [gradient * grad_output for gradient in kept]
     else:
@@ -235,6 +265,12 @@ _select = register(
 )
 
 
+def check_options(op: str, reduction: str, eps: float) -> None:
+    """ValueError or TypeError for what neither the functions nor their modules take."""
+    _checks.check_choice(op, "reduction", reduction, _REDUCTIONS)
+    _checks.check_positive(op, "eps", eps)
+
+
 def _check(op: str, boxes1: Tensor, boxes2: Tensor, reduction: str, eps: float) -> None:
     for argument, boxes in (("boxes1", boxes1), ("boxes2", boxes2)):
         _checks.check_boxes(op, argument, boxes, single=True)
@@ -244,8 +280,7 @@ def _check(op: str, boxes1: Tensor, boxes2: Tensor, reduction: str, eps: float) 
     if boxes2.dim() != boxes1.dim() or boxes2.shape[0] != boxes1.shape[0]:
         expected = f"of the shape of boxes1 ({_checks.shape_of(boxes1)})"
         _checks.bad_value(op, "boxes2", expected, _checks.shape_of(boxes2))
-    _checks.check_choice(op, "reduction", reduction, _REDUCTIONS)
-    _checks.check_positive(op, "eps", eps)
+    check_options(op, reduction, eps)
 
 
 def _in_supported_layout(boxes: Tensor) -> Tensor:

@@ -16,7 +16,6 @@ from torch import Tensor
 from sod_ops.triton.arctangent import arctangent
 from sod_ops.triton.division import divide
 
-
 _no_guard = contextlib.nullcontext()
 
 
@@ -51,7 +50,8 @@ def store_corners(boxes, row, mask, x1, y1, x2, y2):
 @triton.jit
 def angle_of(width, height):
     """atan(width / height); NaN for a box without size, which has no aspect ratio."""
-    return tl.where(width * width + height * height > 0.0, arctangent(width, height), float("nan"))
+    sized = width * width + height * height > 0.0
+    return tl.where(sized, arctangent(width, tl.where(sized, height, 1.0)), float("nan"))
 
 
 @triton.jit
@@ -107,7 +107,7 @@ def corners_gradient(
     width = x2 - x1
     height = y2 - y1
     size = width * width + height * height
-    by_angle = tl.where(size > 0.0, divide(angle, size), 0.0)
+    by_angle = tl.where(size > 0.0, divide(angle, tl.where(size > 0.0, size, 1.0)), 0.0)
     by_width = area * height + by_angle * height
     by_height = area * width - by_angle * width
     return (
