@@ -4,6 +4,7 @@ from sod_ops import nn
 from sod_ops._version import __version__
 from sod_ops.accelerate import Report, accelerate, restore
 from sod_ops.backends import available_backends, use_backend
+from sod_ops.ops.box_iou_loss import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 from sod_ops.ops.squeeze_excite import squeeze_excite
 
 __all__ = [
@@ -11,6 +12,9 @@ __all__ = [
     "__version__",
     "accelerate",
     "available_backends",
+    "complete_box_iou_loss",
+    "distance_box_iou_loss",
+    "generalized_box_iou_loss",
     "nn",
     "restore",
     "squeeze_excite",

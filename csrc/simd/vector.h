@@ -41,13 +41,70 @@ Vector<T> abs(const Vector<T>& x) {
   return x.abs();
 }
 
+template <typename T>
+Vector<T> product(const Vector<T>& a, const Vector<T>& b) {
+  return a * b;
+}
+template <typename T>
+Vector<T> multiply_add(const Vector<T>& a, const Vector<T>& b, const Vector<T>& c) {
+  return at::vec::fmadd(a, b, c);
+}
+template <typename T>
+Vector<T> max(const Vector<T>& a, const Vector<T>& b) {
+  return at::vec::clamp_min(b, a);
+}
+template <typename T>
+Vector<T> min(const Vector<T>& a, const Vector<T>& b) {
+  return at::vec::clamp_max(b, a);
+}
+
 // A comparison of vectors is a mask, all bits of a lane set or none.
 template <typename T>
 Vector<T> where(const Vector<T>& condition, const Vector<T>& a, const Vector<T>& b) {
   return Vector<T>::blendv(b, a, condition);
 }
 
+#if defined(CPU_CAPABILITY_AVX512)
+
+// AVX512 compares into a register of bits. at::vec makes a vector of it and where() bits again: two instructions each
+// time.
+template <typename T>
+struct Mask {
+  std::conditional_t<sizeof(T) == 4, __mmask16, __mmask8> bits;
+
+  friend Mask operator&(Mask a, Mask b) { return {static_cast<decltype(bits)>(a.bits & b.bits)}; }
+  friend Mask operator^(Mask a, Mask b) { return {static_cast<decltype(bits)>(a.bits ^ b.bits)}; }
+};
+
+inline Mask<float> greater(const Vector<float>& a, const Vector<float>& b) {
+  return {_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ)};
+}
+inline Mask<double> greater(const Vector<double>& a, const Vector<double>& b) {
+  return {_mm512_cmp_pd_mask(a, b, _CMP_GT_OQ)};
+}
+inline Vector<float> where(Mask<float> condition, const Vector<float>& a, const Vector<float>& b) {
+  return _mm512_mask_blend_ps(condition.bits, b, a);
+}
+inline Vector<double> where(Mask<double> condition, const Vector<double>& a, const Vector<double>& b) {
+  return _mm512_mask_blend_pd(condition.bits, b, a);
+}
+
+#else
+
+template <typename T>
+Vector<T> greater(const Vector<T>& a, const Vector<T>& b) {
+  return a > b;
+}
+
+#endif
+
 }  // namespace CPU_CAPABILITY
+
+template <typename T>
+struct Scalar<Vector<T>> {
+  using type = T;
+};
+
 }  // namespace sod_ops::math
 
 namespace sod_ops::simd {
