@@ -8,5 +8,7 @@ STABLE_TORCH_LIBRARY(sod_ops, m) {
   m.def("squeeze_excite_backward(Tensor grad_output, Tensor x, Tensor? reduce_weight, Tensor expand_weight, Tensor statistics, SymInt activation, SymInt gate) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("box_iou_loss(Tensor boxes1, Tensor boxes2, SymInt loss, SymInt reduction, float eps, bool first, bool second) -> (Tensor, Tensor, Tensor)");
   m.def("box_iou_loss_backward(Tensor grad_output, Tensor boxes1, Tensor boxes2, SymInt loss, SymInt reduction, float eps, bool first, bool second) -> (Tensor, Tensor)");
+  m.def("pyramid_conv2d(Tensor y, Tensor[] products, bool align_corners, bool nearest) -> Tensor");
+  m.def("pyramid_conv2d_backward(Tensor grad_output, SymInt[] heights, SymInt[] widths, SymInt kernel_size, bool align_corners, bool nearest) -> Tensor[]");
   // clang-format on
 }

@@ -1,0 +1,377 @@
+"""Convolution over a map and upsampled branches: the public function, its checks and its autograd."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sod_ops.backends import Kernels
+from sod_ops.ops import _checks
+from sod_ops.ops._operators import below_autograd, reference_gradients, register, transforms_active
+from sod_ops.reference import pyramid_conv2d as reference
+
+_OP = "pyramid_conv2d"
+_TWO_BYTES = (torch.bfloat16, torch.float16)
+
+
+class _Options(NamedTuple):
+    """What a call has besides tensors."""
+
+    padding: int
+    align_corners: bool
+    x_first: bool
+    mode: str
+    size: tuple[int, int]
+
+    @property
+    def nearest(self) -> bool:
+        return self.mode == "nearest"
+
+    def channels(self, x: Tensor | None, branches: Sequence[Tensor]) -> tuple[slice, list[slice], slice]:
+        """The input channels of the weight that belong to x, to each branch, and to all branches."""
+        own = 0 if x is None else x.shape[1]
+        start = begin = own if self.x_first else 0
+        of_branches = []
+        for branch in branches:
+            of_branches.append(slice(start, start + branch.shape[1]))
+            start += branch.shape[1]
+        return slice(0, own) if self.x_first else slice(start, start + own), of_branches, slice(begin, start)
+
+
+def pyramid_conv2d(
+    x: Tensor | None,
+    branches: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    padding: int = 1,
+    align_corners: bool = False,
+    x_first: bool = True,
+    mode: str = "bilinear",
+    size: tuple[int, int] | None = None,
+) -> Tensor:
+    r"""``conv2d(cat([x, up(b) for b in branches], 1), weight, bias, padding=padding)``, without upsampling or concatenating.
+
+    up() is ``torch.nn.functional.interpolate`` to the size of ``x``. The convolution over ``x`` is PyTorch's own. A branch is
+    multiplied with the kernel's taps at its own size, and one pass over the output adds the interpolated products: exact,
+    because interpolation is linear, and for a fraction of the multiplications. The backward is of the same kind. Neither
+    an upsampled map nor the concatenation ever exists; the backward keeps ``x``, the branches and the weight.
+
+    Args:
+        x: ``[N, C, H, W]``, float32, float64, bfloat16 or float16, or None: only branches, upsampled to ``size``.
+        branches: tensors ``[N, C_i, H_i, W_i]`` of the dtype of ``x`` and of any size.
+        weight: ``[C_out, C + sum of C_i, K, K]`` with K 1 or 3.
+        bias: ``[C_out]`` or None.
+        padding: of the convolution, K // 2: 1 for K = 3 and 0 for K = 1.
+        align_corners: as in ``torch.nn.functional.interpolate``; for mode ``"bilinear"``.
+        x_first: whether ``x`` comes before the branches in the concatenation, or after them.
+        mode: how branches are upsampled: ``"bilinear"`` or ``"nearest"``.
+        size: (H, W) where ``x`` is None.
+
+    Under autocast all tensors are cast as conv2d's are. Products, interpolation and their sum are taken in float32 (float64
+    for float64).
+
+    Returns:
+        ``[N, C_out, H, W]``, in the dtype of ``x``, channels_last where the convolution over ``x`` gives that.
+
+    Raises:
+        TypeError: an argument is not a tensor, or has a type or dtype that does not fit.
+        ValueError: a shape, a device, ``padding``, ``mode`` or ``size`` does not fit.
+
+    Source:
+        Zhao et al.: Pyramid Scene Parsing Network, CVPR 2017; Xiao et al.: Unified Perceptual Parsing for Scene
+        Understanding, ECCV 2018.
+    """
+    _check(x, branches, weight, bias, padding, align_corners, x_first, mode, size)
+    branches = tuple(branches)
+    device_type = weight.device.type
+    output_size = size if x is None else x.shape[2:]
+    assert output_size is not None  # _check
+    options = _Options(padding, align_corners, x_first, mode, (output_size[0], output_size[1]))
+    if torch.is_autocast_enabled(device_type) and weight.dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch.autocast(device_type, enabled=False):
+            cast = [None if t is None else t.to(dtype) for t in (x, weight, bias, *branches)]
+            return _call(options, *cast)  # type: ignore[arg-type]
+    return _call(options, x, weight, bias, *branches)
+
+
+def _call(options: _Options, x: Tensor | None, weight: Tensor, bias: Tensor | None, *branches: Tensor) -> Tensor:
+    device_type = weight.device.type
+    compiling = torch.compiler.is_compiling()
+    if transforms_active():
+        kernels = None
+    else:
+        kernels = _select.traced(device_type) if compiling else _select(device_type)
+    if kernels is None:
+        return _reference(options, x, weight, bias, *branches)
+    if compiling or not torch.is_grad_enabled():
+        return _forward(kernels, options, x, weight, bias, branches)
+    tensors = (x, weight, bias, *branches)
+    if any(t is not None and t.requires_grad for t in tensors):
+        return _PyramidConv2d.apply(kernels, options, *tensors)
+    return _forward(kernels, options, x, weight, bias, branches)
+
+
+def _reference(options: _Options, x: Tensor | None, weight: Tensor, bias: Tensor | None, *branches: Tensor) -> Tensor:
+    return reference.pyramid_conv2d(x, branches, weight, bias, **options._asdict())
+
+
+def _forward(
+    kernels: Kernels,
+    options: _Options,
+    x: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    branches: Sequence[Tensor],
+) -> Tensor:
+    """The second form of sod_ops/reference/pyramid_conv2d.py, in operators that autograd knows."""
+    of_x, of_branches, of_all = options.channels(x, branches)
+    if x is not None and x.shape[1]:
+        y = functional.conv2d(x, weight[:, of_x], bias, padding=options.padding)
+    else:
+        # Without channels of x, which conv2d makes an output without channels of.
+        y = weight.new_zeros((branches[0].shape[0], weight.shape[0], *options.size))
+        if bias is not None:
+            y = y + bias.view(1, -1, 1, 1)
+    if not branches:
+        return y
+    taps = _by_tap(weight[:, of_all])
+    products = [
+        _product(_pixels(branch), taps[:, of.start - of_all.start : of.stop - of_all.start].T).view(
+            branch.shape[0], branch.shape[2], branch.shape[3], weight.shape[2] * weight.shape[3], weight.shape[0]
+        )
+        for branch, of in zip(branches, of_branches, strict=True)
+    ]
+    return kernels.forward(_dense(y), products, options.align_corners, options.nearest)
+
+
+def _by_tap(weight: Tensor) -> Tensor:
+    """``[C_out, C, K, K]`` as the matrix ``[K * K * C_out, C]``."""
+    return weight.permute(2, 3, 0, 1).reshape(-1, weight.shape[1])
+
+
+def _pixels(branch: Tensor) -> Tensor:
+    """``[N, C, H, W]`` as the matrix ``[N * H * W, C]``: a view for a single sample, and for channels_last."""
+    return branch.permute(0, 2, 3, 1).reshape(-1, branch.shape[1])
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` of the dtype that sums are taken in. What it returns is interpolated and added up, unrounded."""
+    if a.dtype not in _TWO_BYTES:
+        return a @ b
+    if a.is_cuda and not torch.is_grad_enabled():
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
+
+
+def _dense(y: Tensor) -> Tensor:
+    """``y`` itself where it is contiguous or channels_last."""
+    if y.is_contiguous() or y.is_contiguous(memory_format=torch.channels_last):
+        return y
+    return y.contiguous()
+
+
+class _PyramidConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, kernels: Kernels, options: _Options, *tensors: Tensor | None) -> Tensor:
+        x, weight, bias, *branches = tensors
+        assert weight is not None
+        ctx.kernels, ctx.options = kernels, options
+        ctx.save_for_backward(*tensors)
+        with below_autograd():
+            return _forward(kernels, options, x, weight, bias, branches)  # type: ignore[arg-type]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return None, None, *reference_gradients(partial(_reference, ctx.options), tensors, grad_outputs[0])
+        with below_autograd():
+            return None, None, *_backward(
+                ctx.kernels, ctx.options, grad_outputs[0], *tensors, needed=ctx.needs_input_grad[2:]
+            )
+
+
+def _backward(
+    kernels: Kernels,
+    options: _Options,
+    grad_output: Tensor,
+    x: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    *branches: Tensor,
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of x, weight, bias and every branch, None where it is not needed."""
+    of_x, of_branches, of_all = options.channels(x, branches)
+    need_x, need_weight, need_bias, *need_branches = needed
+    grad_output = _dense(grad_output)
+    grad_weight = torch.empty_like(weight) if need_weight else None
+    grad_x = grad_bias = None
+    if x is not None and x.shape[1]:
+        grad_x, grad_own, grad_bias = torch.ops.aten.convolution_backward(
+            grad_output,
+            x,
+            weight[:, of_x],
+            [weight.shape[0]] if bias is not None else None,
+            [1, 1],
+            [options.padding] * 2,
+            [1, 1],
+            False,
+            [0, 0],
+            1,
+            [need_x, need_weight, need_bias],
+        )
+        if grad_weight is not None:
+            grad_weight[:, of_x] = grad_own
+            del grad_own
+    else:
+        grad_x = None if x is None else torch.empty_like(x)
+        grad_bias = grad_output.sum((0, 2, 3))
+    grad_branches: list[Tensor | None] = [None] * len(branches)
+    if branches and (need_weight or any(need_branches)):
+        grad_products = kernels.backward(
+            grad_output,
+            [branch.shape[2] for branch in branches],
+            [branch.shape[3] for branch in branches],
+            weight.shape[2],
+            options.align_corners,
+            options.nearest,
+        )
+        taps = _by_tap(weight[:, of_all])
+        for i, (branch, of) in enumerate(zip(branches, of_branches, strict=True)):
+            grad_product = grad_products[i].view(-1, taps.shape[0])
+            # float16 keeps float32: sums over the upsampled map may be beyond its range.
+            if grad_output.is_cuda and grad_output.dtype == torch.bfloat16:
+                grad_product = grad_product.to(torch.bfloat16)
+            accumulator = grad_product.dtype
+            if need_branches[i]:
+                own = taps[:, of.start - of_all.start : of.stop - of_all.start]
+                pixels = grad_product @ own.to(accumulator)
+                grad_branch = pixels.view(branch.shape[0], *branch.shape[2:], branch.shape[1]).permute(0, 3, 1, 2)
+                grad_branches[i] = torch.empty_like(branch).copy_(grad_branch)
+            if grad_weight is not None:
+                by_tap = grad_product.T @ _pixels(branch).to(accumulator)
+                kernel, channels = weight.shape[2], weight.shape[0]
+                grad_weight[:, of] = by_tap.view(kernel, kernel, channels, -1).permute(2, 3, 0, 1)
+    return [grad_x if need_x else None, grad_weight, grad_bias if need_bias else None, *grad_branches]
+
+
+def _fake_forward(y: Tensor, products: list[Tensor], align_corners: bool, nearest: bool) -> Tensor:
+    return torch.empty_like(y)
+
+
+def _fake_backward(
+    grad_output: Tensor,
+    heights: Sequence[int],
+    widths: Sequence[int],
+    kernel_size: int,
+    align_corners: bool,
+    nearest: bool,
+) -> list[Tensor]:
+    samples, channels = grad_output.shape[:2]
+    accumulator = torch.float64 if grad_output.dtype == torch.float64 else torch.float32
+    return [
+        grad_output.new_empty((samples, height, width, kernel_size * kernel_size, channels), dtype=accumulator)
+        for height, width in zip(heights, widths, strict=True)
+    ]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, products, ctx.align_corners, ctx.nearest = inputs
+    ctx.shapes = [product.shape for product in products]
+    ctx.accumulator = products[0].dtype if products else output.dtype
+
+
+def _gradients(ctx: Any, backward: Any, grad_output: Tensor) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():
+        # The operator is linear: its adjoint does not depend on where it is taken.
+        products = [grad_output.new_zeros(s, dtype=ctx.accumulator).requires_grad_() for s in ctx.shapes]
+        y = reference.add_products(torch.zeros_like(grad_output), products, ctx.align_corners, ctx.nearest)
+        return grad_output, list(torch.autograd.grad(y, products, grad_output, create_graph=True)), None, None
+    heights = [shape[1] for shape in ctx.shapes]
+    widths = [shape[2] for shape in ctx.shapes]
+    kernel_size = 3 if ctx.shapes and ctx.shapes[0][3] == 9 else 1
+    products = backward(_dense(grad_output), heights, widths, kernel_size, ctx.align_corners, ctx.nearest)
+    return grad_output, list(products), None, None
+
+
+_select = register(_OP, forward=_fake_forward, backward=_fake_backward, save=_save, gradients=_gradients)
+
+
+def _check(
+    x: Any,
+    branches: Any,
+    weight: Any,
+    bias: Any,
+    padding: Any,
+    align_corners: Any,
+    x_first: Any,
+    mode: Any,
+    size: Any,
+) -> None:
+    _checks.check_tensor(_OP, "x", x, optional=True)
+    if isinstance(branches, Tensor) or not isinstance(branches, Sequence):
+        _checks.bad_type(_OP, "branches", "a sequence of tensors", type(branches).__name__)
+    named = [(f"branches[{i}]", branch) for i, branch in enumerate(branches)]
+    for argument, value in [*named, ("weight", weight)]:
+        _checks.check_tensor(_OP, argument, value)
+    _checks.check_tensor(_OP, "bias", bias, optional=True)
+    for flag, value in (("align_corners", align_corners), ("x_first", x_first)):
+        if not isinstance(value, bool):
+            _checks.bad_type(_OP, flag, "a bool", f"{value!r} ({type(value).__name__})")
+    _checks.check_choice(_OP, "mode", mode, reference.MODES)
+    if mode == "nearest" and align_corners:
+        _checks.bad_value(_OP, "align_corners", "False with mode 'nearest'", True)
+    _check_size(x, branches, size)
+
+    if weight.dim() != 4 or not weight.shape[0] or weight.shape[2] not in (1, 3) or weight.shape[3] != weight.shape[2]:
+        expected = "of shape [C_out, C_in, K, K] with C_out above 0 and K 1 or 3"
+        _checks.bad_value(_OP, "weight", expected, _checks.shape_of(weight))
+    if type(padding) is not int:
+        _checks.bad_type(_OP, "padding", "an int", f"{padding!r} ({type(padding).__name__})")
+    if padding != weight.shape[2] // 2:
+        kernel = weight.shape[2]
+        _checks.bad_value(_OP, "padding", f"{kernel // 2} for a {kernel}x{kernel} kernel", padding)
+
+    maps = ([] if x is None else [("x", x)]) + named
+    for argument, value in maps:
+        if value.dim() != 4:
+            _checks.bad_value(_OP, argument, "of shape [N, C, H, W]", _checks.shape_of(value))
+        if value.shape[2] == 0 or value.shape[3] == 0:
+            _checks.bad_value(_OP, argument, "at least one row and column", _checks.shape_of(value))
+        if value.shape[0] != maps[0][1].shape[0]:
+            expected = f"{maps[0][1].shape[0]} samples as {maps[0][0]} has"
+            _checks.bad_value(_OP, argument, expected, _checks.shape_of(value))
+    given = " + ".join(str(value.shape[1]) for _, value in maps)
+    total = sum(value.shape[1] for _, value in maps)
+    if weight.shape[1] != total:
+        names = "x and branches" if x is not None else "branches"
+        expected = f"of shape [C_out, {total}, K, K] for the channels of {names} ({given})"
+        _checks.bad_value(_OP, "weight", expected, _checks.shape_of(weight))
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != weight.shape[0]):
+        _checks.bad_value(_OP, "bias", f"of shape [{weight.shape[0]}]", _checks.shape_of(bias))
+
+    _checks.check_floating(_OP, "weight", weight)
+    tensors = [*maps, ("bias", bias)]
+    _checks.check_same_device(_OP, "weight", weight.device, tensors)
+    if torch.is_autocast_enabled(weight.device.type):
+        return
+    for argument, value in tensors:
+        if value is not None and value.dtype != weight.dtype:
+            _checks.bad_type(_OP, argument, f"{weight.dtype} as weight is", value.dtype)
+
+
+def _check_size(x: Tensor | None, branches: Sequence[Tensor], size: Any) -> None:
+    if x is not None:
+        if size is not None:
+            _checks.bad_value(_OP, "size", "None beside x, whose size the output has", size)
+        return
+    if not branches:
+        _checks.bad_value(_OP, "branches", "at least one tensor without x", "none")
+    if not isinstance(size, (tuple, list)) or len(size) != 2 or any(type(n) is not int or n < 1 for n in size):
+        _checks.bad_value(_OP, "size", "(H, W), two positive ints, without x", size)
