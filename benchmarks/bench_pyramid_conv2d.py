@@ -125,7 +125,12 @@ CASES = {
     ],
     "cuda": [
         PyramidConv2d(
-            (8, 2048, 64, 64), tuple((512, size) for size in _PYRAMID), 512, dtype=dtype, channels_last=last, headline=True
+            (8, 2048, 64, 64),
+            tuple((512, size) for size in _PYRAMID),
+            512,
+            dtype=dtype,
+            channels_last=last,
+            headline=True,
         )
         for dtype, last in ((torch.float32, False), (torch.bfloat16, True))
     ]

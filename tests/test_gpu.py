@@ -50,7 +50,8 @@ def pyramid_conv2d(dtype: torch.dtype, device: str) -> Call:
     shapes = ((4, 64, 30, 30), (4, 32, 1, 1), (4, 32, 6, 6), (4, 32, 15, 15), (64, 160, 3, 3), (64,))
     x, *branches, weight, bias = ((torch.randn(s, device=device) * 0.1).to(dtype).requires_grad_() for s in shapes)
     return Call(
-        lambda x, weight, bias, *branches: sod_ops.pyramid_conv2d(x, branches, weight, bias), (x, weight, bias, *branches)
+        lambda x, weight, bias, *branches: sod_ops.pyramid_conv2d(x, branches, weight, bias),
+        (x, weight, bias, *branches),
     )
 
 

@@ -32,7 +32,6 @@ class Case(NamedTuple):
     bias: bool = True
     layout: str = "contiguous"
 
-
     def on(self, backend: Backend) -> "Case":
         """Smaller for Triton's interpreter, where a program, of which there is one for each pixel, takes 10 ms."""
         if not backend.interpreted:
@@ -143,7 +142,11 @@ def output_grad(case: Case, inputs: Inputs) -> Tensor:
 
 def names(inputs: Inputs) -> list[str]:
     named = [("x", inputs.x), ("weight", inputs.weight), ("bias", inputs.bias)]
-    return ["forward", *(n for n, t in named if t is not None), *(f"branches[{i}]" for i in range(len(inputs.branches)))]
+    return [
+        "forward",
+        *(n for n, t in named if t is not None),
+        *(f"branches[{i}]" for i in range(len(inputs.branches))),
+    ]
 
 
 def check(backend: Backend, case: Case, inputs: Inputs, **options: Any) -> None:
@@ -484,7 +487,11 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"branches": (T(2, 3, 2, 2, device="meta"),)}, ValueError, r"branches\[0\] must be on the device of weight"),
     ({"branches": (B, B)}, ValueError, r"weight must be of shape \[C_out, 11, K, K\] .* \(5 \+ 3 \+ 3\), got"),
     ({"weight": T(7, 9, 3, 3)}, ValueError, r"weight must be of shape \[C_out, 8, K, K\] .*\(5 \+ 3\), got \[7, 9, 3"),
-    ({"weight": T(7, 8, 5, 5)}, ValueError, r"weight must be of shape .* with C_out above 0 and K 1 or 3, got \[7, 8, 5, 5\]"),
+    (
+        {"weight": T(7, 8, 5, 5)},
+        ValueError,
+        r"weight must be of shape .* with C_out above 0 and K 1 or 3, got \[7, 8, 5",
+    ),
     ({"weight": T(7, 8, 3, 1)}, ValueError, r"weight must be of shape .* and K 1 or 3"),
     ({"weight": T(7, 8)}, ValueError, r"weight must be of shape"),
     ({"weight": T(0, 8, 3, 3)}, ValueError, r"weight must be of shape .* with C_out above 0"),

@@ -149,8 +149,8 @@ Tensor pyramid_conv2d(const Tensor& y, const std::vector<Tensor>& products, bool
           maps[i] = tap_map<A>(products[b], n, channel, taps.rows[b], taps.columns[b]);
         }
         const Tensor& before = first == 0 ? y : out;
-        tap_kernels<T>().add(shape, maps, part, plane<const T>(before, n, channel),
-                             plane<T>(out, n, channel), memory.get());
+        tap_kernels<T>().add(shape, maps, part, plane<const T>(before, n, channel), plane<T>(out, n, channel),
+                             memory.get());
         first += part;
       } while (first < count);
     });
@@ -159,8 +159,8 @@ Tensor pyramid_conv2d(const Tensor& y, const std::vector<Tensor>& products, bool
 }
 
 std::vector<Tensor> pyramid_conv2d_backward(const Tensor& grad_output, const std::vector<int64_t>& heights,
-                                            const std::vector<int64_t>& widths, int64_t kernel_size,
-                                            bool align_corners, bool nearest) {
+                                            const std::vector<int64_t>& widths, int64_t kernel_size, bool align_corners,
+                                            bool nearest) {
   check_map("grad_output", grad_output);
   check_interpolation(kernel_size, heights, widths);
   std::vector<Tensor> gradients;

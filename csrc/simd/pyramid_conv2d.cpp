@@ -79,8 +79,8 @@ struct WeightedRow {
 
 // out[x] = y[x] + sum over rows of weight * row[x], for the x and channels of one output row.
 template <typename T>
-void add_rows(const TapShape& shape, const WeightedRow<Accumulator<T>>* rows, int64_t count,
-              PlaneSteps<const T> y, PlaneSteps<T> out, Accumulator<T>* sums) {
+void add_rows(const TapShape& shape, const WeightedRow<Accumulator<T>>* rows, int64_t count, PlaneSteps<const T> y,
+              PlaneSteps<T> out, Accumulator<T>* sums) {
   using A = Accumulator<T>;
   for (int64_t x = 0; x < shape.width; ++x) {
     for_each_piece<A>(shape.channels, [&](int64_t c, auto piece) {
@@ -108,8 +108,8 @@ void add_rows(const TapShape& shape, const WeightedRow<Accumulator<T>>* rows, in
 }
 
 template <typename T>
-void add(TapShape shape, const TapMap<Accumulator<T>>* branches, int64_t count,
-         PlaneSteps<const T> y, PlaneSteps<T> out, Accumulator<T>* scratch) {
+void add(TapShape shape, const TapMap<Accumulator<T>>* branches, int64_t count, PlaneSteps<const T> y,
+         PlaneSteps<T> out, Accumulator<T>* scratch) {
   using A = Accumulator<T>;
   RowBuffers<A> buffers(shape, count, scratch);
   A* sums = scratch + count * shape.kernel * 2 * shape.width * kStep;

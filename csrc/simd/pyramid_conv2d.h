@@ -56,8 +56,8 @@ struct TapKernels {
   using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
   // out = y + what the branches add. The branches' data points to the block's first channel.
-  void (*add)(TapShape shape, const TapMap<Acc>* branches, int64_t count,
-              PlaneSteps<const T> y, PlaneSteps<T> out, Acc* scratch);
+  void (*add)(TapShape shape, const TapMap<Acc>* branches, int64_t count, PlaneSteps<const T> y, PlaneSteps<T> out,
+              Acc* scratch);
 
   // The gradients of the branches' products, written over, from that of out.
   void (*gradients)(TapShape shape, const TapMap<Acc>* branches, int64_t count, PlaneSteps<const T> grad, Acc* scratch);

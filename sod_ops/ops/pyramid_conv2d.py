@@ -55,10 +55,10 @@ def pyramid_conv2d(
 ) -> Tensor:
     r"""``conv2d(cat([x, up(b) for b in branches], 1), weight, bias, padding=padding)``, without upsampling or concatenating.
 
-    up() is ``torch.nn.functional.interpolate`` to the size of ``x``. The convolution over ``x`` is PyTorch's own. A branch is
-    multiplied with the kernel's taps at its own size, and one pass over the output adds the interpolated products: exact,
-    because interpolation is linear, and for a fraction of the multiplications. The backward is of the same kind. Neither
-    an upsampled map nor the concatenation ever exists; the backward keeps ``x``, the branches and the weight.
+    up() is ``torch.nn.functional.interpolate`` to the size of ``x``. The convolution over ``x`` is PyTorch's own. A branch
+    is multiplied with the kernel's taps at its own size, and one pass over the output adds the interpolated products:
+    exact, because interpolation is linear, and for a fraction of the multiplications. The backward is of the same kind.
+    Neither an upsampled map nor the concatenation ever exists; the backward keeps ``x``, the branches and the weight.
 
     Args:
         x: ``[N, C, H, W]``, float32, float64, bfloat16 or float16, or None: only branches, upsampled to ``size``.
@@ -191,8 +191,10 @@ class _PyramidConv2d(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, None, *reference_gradients(partial(_reference, ctx.options), tensors, grad_outputs[0])
         with below_autograd():
-            return None, None, *_backward(
-                ctx.kernels, ctx.options, grad_outputs[0], *tensors, needed=ctx.needs_input_grad[2:]
+            return (
+                None,
+                None,
+                *_backward(ctx.kernels, ctx.options, grad_outputs[0], *tensors, needed=ctx.needs_input_grad[2:]),
             )
 
 

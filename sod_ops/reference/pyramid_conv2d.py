@@ -36,7 +36,9 @@ def pyramid_conv2d(
     size: tuple[int, int] | None = None,
 ) -> Tensor:
     """See :func:`sod_ops.pyramid_conv2d`."""
-    height, width = size if x is None else x.shape[2:]
+    output_size = size if x is None else x.shape[2:]
+    assert output_size is not None  # what sod_ops.pyramid_conv2d has checked
+    height, width = output_size
     maps = [_interpolate(branch, height, width, align_corners, mode == "nearest") for branch in branches]
     if x is not None:
         maps = [x, *maps] if x_first else [*maps, x]
