@@ -32,8 +32,9 @@ def accelerate(
     Served are the squeeze-and-excitation blocks of timm (``SEModule``, also with batch norm inside in evaluation mode,
     ``EffectiveSEModule``, the EfficientNet family's ``SqueezeExcite``, SENet's ``SEModule``), torchvision
     (``SqueezeExcitation``) and segmentation_models_pytorch (SENet's ``SEModule``, MobileOne's ``SEBlock``,
-    ``SCSEModule``). A class is known by its import path; subclasses are left alone, and so is every block with
-    something in it that the fused op does not compute.
+    ``SCSEModule``); and the convolutions over upsampled maps in segmentation_models_pytorch's PSPNet (``PSPDecoder``) and
+    UPerNet (``PSPModule``, ``UPerNetDecoder``), whose other layers stay as they are. A class is known by its import
+    path; subclasses are left alone, and so is every block with something in it that the fused op does not compute.
 
     Only the instances' ``forward`` changes. Classes, parameters, state_dict, hooks on the modules and train/eval stay;
     copies (copy.deepcopy, pickle) are accelerated too. Weights are read at every call. A block goes back to its own

@@ -105,7 +105,7 @@ def excite(parent: torch.nn.Module, parts: Parts, x: Any) -> Tensor | None:
         that it refuses must fail in its words.
     """
     children: Any = parent._modules
-    if not _are_as_swapped(children, parts) or _leaves_pytorch():
+    if not _are_as_swapped(children, parts) or leaves_pytorch():
         return None
     expand_weight, expand_bias = _weight_and_bias(children[parts.expand])
     if isinstance(x, Tensor):
@@ -166,7 +166,7 @@ def _are_as_swapped(children: Mapping[str, Any], parts: Parts) -> bool:
     )
 
 
-def _leaves_pytorch() -> bool:
+def leaves_pytorch() -> bool:
     """Whether the call is being recorded as TorchScript or ONNX, which know the block's own operators only."""
     return torch._C._get_tracing_state() is not None or (
         torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()

@@ -129,6 +129,8 @@ def _output_and_gradients(
     leaves: dict[str, Tensor] = {}
 
     def leaf(name: str, value: Any) -> Any:
+        if type(value) in (list, tuple):
+            return type(value)(leaf(f"{name}[{index}]", item) for index, item in enumerate(value))
         if not (isinstance(value, Tensor) and value.is_floating_point()):
             return value
         value = value.detach().to(dtype or value.dtype, copy=True).requires_grad_()
