@@ -14,6 +14,13 @@ namespace sod_ops::math {
 
 SOD_OPS_HD float exp(float x) { return ::expf(x); }
 SOD_OPS_HD double exp(double x) { return ::exp(x); }
+// e^x where x is at most 0, but for rounding: simd/vector.h has a shorter way there.
+template <typename T>
+SOD_OPS_HD T exp_of_nonpositive(T x) {
+  return math::exp(x);
+}
+SOD_OPS_HD float log(float x) { return ::logf(x); }
+SOD_OPS_HD double log(double x) { return ::log(x); }
 SOD_OPS_HD float log1p(float x) { return ::log1pf(x); }
 SOD_OPS_HD double log1p(double x) { return ::log1p(x); }
 SOD_OPS_HD float tanh(float x) { return ::tanhf(x); }
@@ -22,6 +29,23 @@ SOD_OPS_HD float erf(float x) { return ::erff(x); }
 SOD_OPS_HD double erf(double x) { return ::erf(x); }
 SOD_OPS_HD float abs(float x) { return ::fabsf(x); }
 SOD_OPS_HD double abs(double x) { return ::fabs(x); }
+
+// a / b for b within 2^-126 and 2^126. On a GPU the quotient of floats may be off by 2 units in the last place: the exact one
+// costs ten instructions and a branch.
+SOD_OPS_HD float divide(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fdividef(a, b);
+#else
+  return a / b;
+#endif
+}
+SOD_OPS_HD double divide(double a, double b) { return a / b; }
+
+// The type of one number of T: T itself, or that of a SIMD vector's lanes.
+template <typename T>
+struct Scalar {
+  using type = T;
+};
 
 // where(condition, a, b): a where the condition holds, b elsewhere. A comparison with NaN doesn't hold.
 template <typename T>
