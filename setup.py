@@ -54,7 +54,8 @@ class Build(build_ext):
         toolkit = cuda_home() if with_cuda and list(CSRC.glob("cuda/*.cu")) else None
         for cuda in [toolkit, None] if toolkit else [None]:
             try:
-                return self.run_ninja(ext, cuda)
+                self.run_ninja(ext, cuda)
+                break
             except (subprocess.CalledProcessError, FileNotFoundError) as error:
                 print(f"sod_ops: the {'CUDA' if cuda else 'C++'} part was not built: {error}", file=sys.stderr)
 
@@ -73,14 +74,15 @@ class Build(build_ext):
         targets = " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in architectures)
         if architectures:  # PTX for what comes after the newest
             targets += f" -gencode arch=compute_{architectures[-1]},code=compute_{architectures[-1]}"
-        link = f"-L{root / 'lib'} -ltorch -ltorch_cpu -lc10" + (f" -L{cuda / 'lib64'} -lcudart -ltorch_cuda" if cuda else "")
+        link = f"-L{root / 'lib'} -ltorch -ltorch_cpu -lc10"
+        link += f" -L{cuda / 'lib64'} -lcudart -ltorch_cuda" if cuda else ""
         output, build = Path(self.get_ext_fullpath(ext.name)).resolve(), Path(self.build_temp).resolve()
-        compiler = os.environ.get("CXX", "g++")
+        cxx = f"{os.environ.get('CXX', 'g++')} -MMD -MF $out.d"
         lines = [
-            f"rule cxx\n  command = {compiler} -MMD -MF $out.d {CXX_FLAGS} {flags} $simd -c $in -o $out\n  depfile = $out.d",
+            f"rule cxx\n  command = {cxx} {CXX_FLAGS} {flags} $simd -c $in -o $out\n  depfile = $out.d",
             f"rule nvcc\n  command = {cuda}/bin/nvcc -MMD -MF $out.d -std=c++20 -O3 -DUSE_CUDA --threads 0 {targets} "
             f"-Xcompiler -fPIC,-fvisibility=hidden {flags} -c $in -o $out\n  depfile = $out.d",
-            f"rule link\n  command = {compiler} -shared $in -o $out {link}",
+            f"rule link\n  command = {os.environ.get('CXX', 'g++')} -shared $in -o $out {link}",
         ]
         objects = []
         for source, rule, name, simd in edges:

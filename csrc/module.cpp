@@ -1,5 +1,5 @@
-// The Python module sod_ops._C. Importing it loads the shared object and with it the operators; build_info() says what the
-// object was built with. No torch header is needed.
+// The Python module sod_ops._C. Importing it loads the shared object and with it the operators; build_info() says what
+// the object was built with. No torch header is needed.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,5 +1,5 @@
-// Every native operator: the table of contents of csrc. Kernels register themselves in cpu/<op>.cpp and cuda/<op>.cu; the
-// Python annotations in sod_ops/ops/<op>.py must give the same schemas (tests/test_operators.py).
+// Every native operator: the table of contents of csrc. Kernels register themselves in cpu/<op>.cpp and cuda/<op>.cu;
+// the Python annotations in sod_ops/ops/<op>.py must give the same schemas (tests/test_operators.py).
 #include "stable.h"
 
 STABLE_TORCH_LIBRARY(sod_ops, m) {

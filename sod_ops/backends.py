@@ -43,10 +43,14 @@ _requested_last: str | None = None
 
 
 class Kernels(NamedTuple):
-    """The forward and backward operators of one op on one backend."""
+    """The forward and backward operators of one op on one backend.
+
+    ``check_arguments`` says that the forward operator refuses every bad argument itself, so that nobody need look first.
+    """
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
+    check_arguments: bool
 
 
 @contextlib.contextmanager
@@ -119,19 +123,20 @@ class Selector:
         try:
             return self._chosen[key]
         except KeyError:
-            return self._choose(*key)
+            chosen = self._chosen[key] = self._kernels.get(self._choose(*key))
+            return chosen
 
     def traced(self, device_type: str) -> Kernels | None:
         """The same while torch.compile traces, where the choice becomes part of the graph."""
-        return self._choose_while_tracing(device_type, _requested_last)
+        return self._kernels.get(self._choose_while_tracing(device_type, _requested_last))
 
-    def _choose_while_tracing(self, device_type: str, requested: str | None) -> Kernels | None:
+    def _choose_while_tracing(self, device_type: str, requested: str | None) -> str:
         return self._choose(device_type, requested_backend(requested))
 
     # torch.compiler.assume_constant_result sets no more than this, but imports all of torch._dynamo (1 s) to do so.
     _choose_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
-    def _choose(self, device_type: str, requested: str | None) -> Kernels | None:
+    def _choose(self, device_type: str, requested: str | None) -> str:
         missing = available_backends(device_type)
         for name in NAMES[1:]:
             if missing[name] is None and name not in self._kernels:
@@ -140,18 +145,15 @@ class Selector:
             name = next(name for name in _AUTO_ORDER.get(device_type, ("reference",)) if missing[name] is None)
             if name == "reference" and device_type in _AUTO_ORDER:
                 _warn_once(device_type)
-        elif missing[requested] is None:
-            name = requested
-        else:
-            there = ", ".join(name for name in NAMES if missing[name] is None)
-            rest = "; ".join(f"{name}: {why}" for name, why in missing.items() if why is not None)
-            raise RuntimeError(
-                f"{self.op}: backend {requested!r} was requested and cannot serve {device_type} tensors. "
-                f"Available: {there}. Not available: {rest}."
-            )
-        chosen = self._kernels.get(name)
-        self._chosen[device_type, requested] = chosen
-        return chosen
+            return name
+        if missing[requested] is None:
+            return requested
+        there = ", ".join(name for name in NAMES if missing[name] is None)
+        rest = "; ".join(f"{name}: {why}" for name, why in missing.items() if why is not None)
+        raise RuntimeError(
+            f"{self.op}: backend {requested!r} was requested and cannot serve {device_type} tensors. "
+            f"Available: {there}. Not available: {rest}."
+        )
 
 
 def _check_name(name: object, argument: str) -> None:

@@ -8,7 +8,8 @@
 
 namespace sod_ops {
 
-// Elements that a thread must have to be worth waking: about 4 us of memory traffic against 2 to 5 us for a parallel region.
+// Elements that a thread must have to be worth waking: about 4 us of memory traffic against 2 to 5 us for a parallel
+// region.
 constexpr int64_t kGrain = 16384;
 
 // body(begin, end) over [0, tasks), on one thread where all tasks together touch little memory.

@@ -1,8 +1,8 @@
 // Squeeze-and-excitation on the CPU: checks, threads and memory. The arithmetic stands in ../simd/squeeze_excite.cpp.
 //
-// Samples are independent but for the weights' gradients. As many as fill the threads evenly are taken whole, each by one
-// thread, so that the second read of a sample (to scale it) finds it in that core's cache. The rest, which is everything at
-// batch 1, are cut into tiles of channels and pixels that all threads share.
+// Samples are independent but for the weights' gradients. As many as fill the threads evenly are taken whole, each by
+// one thread, so that the second read of a sample (to scale it) finds it in that core's cache. The rest, which is
+// everything at batch 1, are cut into tiles of channels and pixels that all threads share.
 #include "../simd/squeeze_excite.h"
 
 #include <algorithm>
@@ -45,7 +45,8 @@ std::unique_ptr<A[]> scratch(int64_t n) {
   return std::unique_ptr<A[]>(new A[std::max<int64_t>(1, n)]);
 }
 
-// ---- Geometry ---------------------------------------------------------------------------------------------------------
+// Geometry
+
 
 struct Geometry {
   int64_t samples;
@@ -91,15 +92,22 @@ Samples<T> samples_of(const Tensor& x, bool planar) {
   return {static_cast<T*>(x.data_ptr()), x.stride(0), planar ? x.stride(1) : pixel_step(x)};
 }
 
-// ---- Checks -----------------------------------------------------------------------------------------------------------
-// sod_ops.squeeze_excite gives better messages; these guard direct calls of the operator.
+// Checks. They are complete: sod_ops.squeeze_excite looks for the argument at fault only after a refusal from here.
 
 void check_weight(const char* name, const Tensor& weight, int64_t rows, int64_t columns) {
   const bool pointwise = weight.dim() == 4 && weight.size(2) == 1 && weight.size(3) == 1;
   STD_TORCH_CHECK(weight.dim() == 2 || pointwise, "squeeze_excite: ", name, " must be [", rows, ", ", columns,
                   "] or 1x1, got ", weight.dim(), " dimensions");
-  STD_TORCH_CHECK(weight.size(0) == rows && weight.size(1) == columns && weight.is_contiguous(), "squeeze_excite: ", name,
-                  " must be contiguous, [", rows, ", ", columns, "], got [", weight.size(0), ", ", weight.size(1), "]");
+  STD_TORCH_CHECK(weight.size(0) == rows && weight.size(1) == columns && weight.is_contiguous(),
+                  "squeeze_excite: ", name, " must be contiguous, [", rows, ", ", columns, "], got [", weight.size(0),
+                  ", ", weight.size(1), "]");
+}
+
+void check_parameter(const char* name, const std::optional<Tensor>& parameter, const Tensor& expand_weight) {
+  if (!parameter.has_value()) return;
+  STD_TORCH_CHECK(parameter->is_cpu(), "squeeze_excite: ", name, " must be on the CPU");
+  STD_TORCH_CHECK(parameter->scalar_type() == expand_weight.scalar_type(), "squeeze_excite: ", name,
+                  " must have the dtype of expand_weight");
 }
 
 void check_bias(const char* name, const std::optional<Tensor>& bias, int64_t length) {
@@ -114,16 +122,23 @@ Geometry check(const Tensor& x, const std::optional<Tensor>& reduce_weight, cons
   STD_TORCH_CHECK(expand_weight.dim() >= 2, "squeeze_excite: expand_weight must have 2 or 4 dimensions");
   const bool planar = is_planar(x);
   STD_TORCH_CHECK(readable(x, planar), "squeeze_excite: x must be contiguous or channels_last, or a slice of such");
-  STD_TORCH_CHECK(activation >= 0 && activation < math::kActivations, "squeeze_excite: unknown activation ", activation);
+  STD_TORCH_CHECK(activation >= 0 && activation < math::kActivations, "squeeze_excite: unknown activation ",
+                  activation);
   STD_TORCH_CHECK(gate >= 0 && gate < math::kGates, "squeeze_excite: unknown gate ", gate);
+  STD_TORCH_CHECK(x.is_cpu(), "squeeze_excite: x must be on the CPU");
+  check_parameter("expand_weight", expand_weight, expand_weight);
+  check_parameter("reduce_weight", reduce_weight, expand_weight);
   const int64_t channels = x.size(1);
+  STD_TORCH_CHECK(!reduce_weight.has_value() || reduce_weight->dim() >= 2,
+                  "squeeze_excite: reduce_weight must have 2 or 4 dimensions");
   const int64_t reduced = reduce_weight.has_value() ? reduce_weight->size(0) : 0;
   if (reduce_weight.has_value()) check_weight("reduce_weight", *reduce_weight, reduced, channels);
   check_weight("expand_weight", expand_weight, channels, reduce_weight.has_value() ? reduced : channels);
   return {x.size(0), {channels, x.size(2) * x.size(3), planar}, reduced};
 }
 
-// ---- Parameters -------------------------------------------------------------------------------------------------------
+// Parameters
+
 
 // The parameters in the type that they are computed in. Those of two bytes are widened once per call.
 template <typename T>
@@ -132,14 +147,9 @@ class Parameters {
   Parameters(const Geometry& g, const std::optional<Tensor>& reduce_weight, const std::optional<Tensor>& reduce_bias,
              const Tensor& expand_weight, const std::optional<Tensor>& expand_bias, int64_t activation, int64_t gate) {
     const int64_t columns = reduce_weight.has_value() ? g.reduced : g.map.channels;
-    excitation = {g.map.channels,
-                  columns,
-                  read(reduce_weight),
-                  read(reduce_bias),
-                  read(expand_weight),
-                  read(expand_bias),
-                  activation,
-                  gate};
+    excitation = {reduce_weight.has_value(), g.map.channels,    columns,
+                  read(reduce_weight),       read(reduce_bias), read(expand_weight),
+                  read(expand_bias),         activation,        gate};
   }
 
   Excitation<Acc<T>> excitation;
@@ -160,7 +170,8 @@ class Parameters {
   std::vector<std::unique_ptr<Acc<T>[]>> widened_;
 };
 
-// ---- Threads ----------------------------------------------------------------------------------------------------------
+// Threads
+
 
 // How many samples are taken whole: the multiple of the number of threads.
 int64_t whole_samples(int64_t samples) {
@@ -168,8 +179,9 @@ int64_t whole_samples(int64_t samples) {
   return samples - samples % threads;
 }
 
-// A sample cut into tiles. Their size depends on the shape alone, so that the order of summation, and with it the result,
-// does not change with the number of threads. A tile of interleaved pixels is a multiple of what the kernel sums at once.
+// A sample cut into tiles. Their size depends on the shape alone, so that the order of summation, and with it the
+// result, does not change with the number of threads. A tile of interleaved pixels is a multiple of what the kernel
+// sums at once.
 struct Tiles {
   MapShape map;
   int64_t channels;
@@ -206,7 +218,8 @@ struct Tiles {
 
 // For samples [first, first + count), by all threads: sums [count, C] of a, or of a * b where b.data is not null.
 template <typename T>
-void tiled_sums(const Tiles& tiles, Samples<const T> a, Samples<const T> b, int64_t first, int64_t count, Acc<T>* sums) {
+void tiled_sums(const Tiles& tiles, Samples<const T> a, Samples<const T> b, int64_t first, int64_t count,
+                Acc<T>* sums) {
   const int64_t channels = tiles.map.channels;
   auto partial = scratch<Acc<T>>(count * tiles.down * channels);
   parallel_tasks(count * tiles.count(), tiles.channels * tiles.pixels, [&](int64_t begin, int64_t end) {
@@ -250,7 +263,8 @@ void divide(A* values, int64_t n, int64_t divisor) {
   for (int64_t i = 0; i < n; ++i) values[i] /= static_cast<A>(divisor);
 }
 
-// ---- Forward ----------------------------------------------------------------------------------------------------------
+// Forward
+
 
 template <typename T>
 void forward(const Geometry& g, const Excitation<Acc<T>>& e, Samples<const T> x, Samples<T> y, Acc<T>* statistics) {
@@ -278,7 +292,8 @@ void forward(const Geometry& g, const Excitation<Acc<T>>& e, Samples<const T> x,
   const int64_t rest = g.samples - whole;
   if (rest == 0) return;
   const Tiles tiles(g.map);
-  auto sums = scratch<Acc<T>>(rest * channels), hidden = scratch<Acc<T>>(g.reduced), gates = scratch<Acc<T>>(rest * channels);
+  auto sums = scratch<Acc<T>>(rest * channels), hidden = scratch<Acc<T>>(g.reduced),
+       gates = scratch<Acc<T>>(rest * channels);
   tiled_sums<T>(tiles, x, {}, whole, rest, sums.get());
   for (int64_t n = 0; n < rest; ++n) {
     std::copy_n(sums.get() + n * channels, channels, statistics + (whole + n) * width);
@@ -287,7 +302,8 @@ void forward(const Geometry& g, const Excitation<Acc<T>>& e, Samples<const T> x,
   tiled_scale<T>(tiles, x, gates.get(), nullptr, y, whole, rest);
 }
 
-// ---- Backward ---------------------------------------------------------------------------------------------------------
+// Backward
+
 
 // What the weights' gradients are summed from: a row for each sample.
 template <typename A>
@@ -337,7 +353,8 @@ WeightRows<Acc<T>> backward_map(const Geometry& g, const Excitation<Acc<T>>& e, 
   return rows;
 }
 
-// The gradients of a weight [rows, columns] and its bias [rows]: sums over n of a[n, row] * b[n, column] and of a[n, row].
+// The gradients of a weight [rows, columns] and its bias [rows]: sums over n of a[n, row] * b[n, column] and of a[n,
+// row].
 template <typename T>
 void weight_gradient(const Acc<T>* a, int64_t rows, const Acc<T>* b, int64_t b_step, int64_t columns, int64_t samples,
                      const Tensor& grad_weight, const Tensor& grad_bias) {
@@ -353,7 +370,8 @@ void weight_gradient(const Acc<T>* a, int64_t rows, const Acc<T>* b, int64_t b_s
   map_kernels<T>().narrow(to_bias, static_cast<T*>(grad_bias.data_ptr()), rows);
 }
 
-// ---- Operators --------------------------------------------------------------------------------------------------------
+// Operators
+
 
 // Calls body with a null pointer of the type that `dtype` names.
 template <typename Body>
@@ -373,6 +391,10 @@ std::tuple<Tensor, Tensor> squeeze_excite(const Tensor& x, const std::optional<T
                                           const std::optional<Tensor>& reduce_bias, const Tensor& expand_weight,
                                           const std::optional<Tensor>& expand_bias, int64_t activation, int64_t gate) {
   const Geometry g = check(x, reduce_weight, expand_weight, activation, gate);
+  STD_TORCH_CHECK(reduce_weight.has_value() || !reduce_bias.has_value(),
+                  "squeeze_excite: reduce_bias without reduce_weight");
+  check_parameter("reduce_bias", reduce_bias, expand_weight);
+  check_parameter("expand_bias", expand_bias, expand_weight);
   check_bias("reduce_bias", reduce_bias, g.reduced);
   check_bias("expand_bias", expand_bias, g.map.channels);
   Tensor y = torch::stable::empty_like(x);
@@ -387,9 +409,11 @@ std::tuple<Tensor, Tensor> squeeze_excite(const Tensor& x, const std::optional<T
   return {y, statistics};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(
-    const Tensor& grad_y, const Tensor& x, const std::optional<Tensor>& reduce_weight, const Tensor& expand_weight,
-    const Tensor& statistics, int64_t activation, int64_t gate) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(const Tensor& grad_y, const Tensor& x,
+                                                                           const std::optional<Tensor>& reduce_weight,
+                                                                           const Tensor& expand_weight,
+                                                                           const Tensor& statistics, int64_t activation,
+                                                                           int64_t gate) {
   const Geometry g = check(x, reduce_weight, expand_weight, activation, gate);
   STD_TORCH_CHECK(grad_y.dim() == 4 && std::equal(x.sizes().begin(), x.sizes().end(), grad_y.sizes().begin()) &&
                       grad_y.scalar_type() == x.scalar_type() && readable(grad_y, g.map.planar),
@@ -400,7 +424,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(
                   "squeeze_excite_backward: statistics must be what squeeze_excite returned");
   const bool reduces = reduce_weight.has_value();
   Tensor grad_x = torch::stable::empty_like(x);
-  Tensor grad_reduce_weight = reduces ? torch::stable::empty_like(*reduce_weight) : torch::stable::new_empty(expand_weight, {0});
+  Tensor grad_reduce_weight =
+      reduces ? torch::stable::empty_like(*reduce_weight) : torch::stable::new_empty(expand_weight, {0});
   Tensor grad_reduce_bias = torch::stable::new_empty(expand_weight, {g.reduced});
   Tensor grad_expand_weight = torch::stable::empty_like(expand_weight);
   Tensor grad_expand_bias = torch::stable::new_empty(expand_weight, {g.map.channels});

@@ -1,5 +1,6 @@
-// The activations and gates of squeeze-and-excitation and their derivatives, for T = float, double or a SIMD vector of them.
-// The numbering is that of the tables in sod_ops/reference/squeeze_excite.py. At a kink the derivative is PyTorch's.
+// The activations and gates of squeeze-and-excitation and their derivatives, for T = float, double or a SIMD vector of
+// them. The numbering is that of the tables in sod_ops/reference/squeeze_excite.py. At a kink the derivative is
+// PyTorch's.
 #pragma once
 
 #include "scalar.h"
@@ -66,8 +67,7 @@ SOD_OPS_HD T activation_derivative(Activation kind, T z) {
       const T t = math::tanh(beta * (z + kappa * z * z * z));
       return T(0.5) * (T(1) + t) + T(0.5) * z * (T(1) - t * t) * beta * (T(1) + T(3) * kappa * z * z);
     }
-    case Activation::hardswish:
-      return where(z <= T(-3), T(0), where(z >= T(3), T(1), z * T(1.0 / 3.0) + T(0.5)));
+    case Activation::hardswish: return where(z <= T(-3), T(0), where(z >= T(3), T(1), z * T(1.0 / 3.0) + T(0.5)));
     case Activation::mish: {
       const T t = math::tanh(softplus(z));
       return t + z * sigmoid(z) * (T(1) - t * t);

@@ -1,5 +1,6 @@
-// Functions of one number that the formulas in csrc/math are written with, for float and double, on the host and in CUDA
-// kernels. simd/vector.h gives the same names for SIMD vectors, so that a formula, a template on its type, is written once.
+// Functions of one number that the formulas in csrc/math are written with, for float and double, on the host and in
+// CUDA kernels. simd/vector.h gives the same names for SIMD vectors, so that a formula, a template on its type, is
+// written once.
 #pragma once
 
 #include <cmath>

@@ -1,5 +1,5 @@
-// Which instruction set the CPU kernels run with. Every file csrc/simd/<op>.cpp is compiled once for each, into objects that
-// share no symbol; its kernel table is picked at run time.
+// Which instruction set the CPU kernels run with. Every file csrc/simd/<op>.cpp is compiled once for each, into objects
+// that share no symbol; its kernel table is picked at run time.
 #pragma once
 
 #include <string>
@@ -19,19 +19,19 @@ std::vector<std::string> built_capabilities();
 
 }  // namespace sod_ops
 
-// SOD_OPS_KERNEL_TABLE(type, name) declares the tables name_DEFAULT, name_AVX2 and name_AVX512, one of which each object of
-// csrc/simd/<op>.cpp defines, and the function name() that returns the one for this machine.
+// SOD_OPS_KERNEL_TABLE(type, name) declares the tables name_DEFAULT, name_AVX2 and name_AVX512, one of which each
+// object of csrc/simd/<op>.cpp defines, and the function name() that returns the one for this machine.
 #if defined(__x86_64__)
-#define SOD_OPS_KERNEL_TABLE(type, name)                                                 \
-  extern const type name##_DEFAULT;                                                      \
-  extern const type name##_AVX2;                                                         \
-  extern const type name##_AVX512;                                                       \
-  inline const type& name() {                                                            \
-    switch (capability()) {                                                              \
-      case Capability::AVX512: return name##_AVX512;                                     \
-      case Capability::AVX2: return name##_AVX2;                                         \
-      default: return name##_DEFAULT;                                                    \
-    }                                                                                    \
+#define SOD_OPS_KERNEL_TABLE(type, name)             \
+  extern const type name##_DEFAULT;                  \
+  extern const type name##_AVX2;                     \
+  extern const type name##_AVX512;                   \
+  inline const type& name() {                        \
+    switch (capability()) {                          \
+      case Capability::AVX512: return name##_AVX512; \
+      case Capability::AVX2: return name##_AVX2;     \
+      default: return name##_DEFAULT;                \
+    }                                                \
   }
 #else
 #define SOD_OPS_KERNEL_TABLE(type, name) \

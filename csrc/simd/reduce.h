@@ -6,8 +6,8 @@
 namespace sod_ops::simd {
 inline namespace CPU_CAPABILITY {
 
-// The sum of a[i] (kProduct: of a[i] * b[i]) over n elements. Four accumulators run side by side; every 64 registers they
-// are added to a total, so that the rounding error grows with n / 64 and not with n.
+// The sum of a[i] (kProduct: of a[i] * b[i]) over n elements. Four accumulators run side by side; every 64 registers
+// they are added to a total, so that the rounding error grows with n / 64 and not with n.
 template <typename T, bool kProduct>
 inline Accumulator<T> sum_run(const T* a, const T* b, int64_t n) {
   using L = Lanes<T>;

@@ -1,5 +1,5 @@
-// Squeeze-and-excitation on one sample; compiled once for each instruction set (see capability.h). Sums and products are
-// taken in float, in double for double. The formulas stand in sod_ops/reference/squeeze_excite.py.
+// Squeeze-and-excitation on one sample; compiled once for each instruction set (see capability.h). Sums and products
+// are taken in float, in double for double. The formulas stand in sod_ops/reference/squeeze_excite.py.
 #include "squeeze_excite.h"
 
 #include "reduce.h"
@@ -16,8 +16,8 @@ using simd::for_each_piece;
 using simd::Lanes;
 using simd::sum_run;
 
-// Interleaved maps are summed 8 pixels at a time as a tree, 32 times over into one row of accumulators, and those rows into
-// the total: the rounding error grows with pixels / 256.
+// Interleaved maps are summed 8 pixels at a time as a tree, 32 times over into one row of accumulators, and those rows
+// into the total: the rounding error grows with pixels / 256.
 constexpr int64_t kTree = 8;
 constexpr int64_t kStretch = 32 * kTree;
 // Channels that are accumulated side by side; two rows of so many stay in the first-level cache.
@@ -120,12 +120,14 @@ void scale(MapShape shape, const T* a, int64_t a_step, const Accumulator<T>* fac
 
 template <typename T>
 void widen(const T* from, Accumulator<T>* to, int64_t n) {
-  for_each_piece<T>(n, [&](int64_t i, auto count) { Lanes<T>::load(from + i, count).store_accumulators(to + i, count); });
+  for_each_piece<T>(n,
+                    [&](int64_t i, auto count) { Lanes<T>::load(from + i, count).store_accumulators(to + i, count); });
 }
 
 template <typename T>
 void narrow(const Accumulator<T>* from, T* to, int64_t n) {
-  for_each_piece<T>(n, [&](int64_t i, auto count) { Lanes<T>::load_accumulators(from + i, count).store(to + i, count); });
+  for_each_piece<T>(n,
+                    [&](int64_t i, auto count) { Lanes<T>::load_accumulators(from + i, count).store(to + i, count); });
 }
 
 // y[i] = sum over j of matrix[i, j] * v[j] + bias[i]
@@ -179,11 +181,11 @@ template <typename Acc>
 void excitation_forward(const Excitation<Acc>& e, const Acc* means, Acc* z1, Acc* hidden, Acc* z2, Acc* gates) {
   const auto kind = static_cast<math::Activation>(e.activation);
   const auto gate = static_cast<math::Gate>(e.gate);
-  if (e.reduce_weight != nullptr) {
+  if (e.reduces) {
     matrix_times_vector(e.reduce_weight, means, e.reduce_bias, e.reduced, e.channels, z1);
     map(z1, hidden, e.reduced, [=](V<Acc> z) { return math::activation(kind, z); });
   }
-  const Acc* input = e.reduce_weight == nullptr ? means : hidden;
+  const Acc* input = e.reduces ? hidden : means;
   matrix_times_vector(e.expand_weight, input, e.expand_bias, e.channels, e.reduced, z2);
   map(z2, gates, e.channels, [=](V<Acc> z) { return math::gate(gate, z); });
 }
@@ -196,7 +198,7 @@ void excitation_backward(const Excitation<Acc>& e, const Acc* z1, const Acc* z2,
   map(z2, gates, e.channels, [=](V<Acc> z) { return math::gate(gate, z); });
   std::copy(grad_gates, grad_gates + e.channels, grad_z2);
   multiply_by_map(z2, grad_z2, e.channels, [=](V<Acc> z) { return math::gate_derivative(gate, z); });
-  if (e.reduce_weight == nullptr) {
+  if (!e.reduces) {
     return vector_times_matrix(grad_z2, e.expand_weight, e.channels, e.reduced, grad_means);
   }
   map(z1, hidden, e.reduced, [=](V<Acc> z) { return math::activation(kind, z); });
@@ -236,9 +238,8 @@ constexpr ExcitationKernels<Acc> excitation_kernels() {
 }  // namespace
 }  // namespace CPU_CAPABILITY
 
-
 const SqueezeExciteKernels SOD_OPS_THIS_TABLE(squeeze_excite_kernels) = {
-    map_kernels<float>(),         map_kernels<double>(),        map_kernels<c10::BFloat16>(),
-    map_kernels<c10::Half>(),     excitation_kernels<float>(),  excitation_kernels<double>()};
+    map_kernels<float>(),     map_kernels<double>(),       map_kernels<c10::BFloat16>(),
+    map_kernels<c10::Half>(), excitation_kernels<float>(), excitation_kernels<double>()};
 
 }  // namespace sod_ops

@@ -1,4 +1,5 @@
-// The kernels that squeeze-and-excitation is made of, on raw pointers. cpu/squeeze_excite.cpp calls them for each sample.
+// The kernels that squeeze-and-excitation is made of, on raw pointers. cpu/squeeze_excite.cpp calls them for each
+// sample.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -35,10 +36,11 @@ struct MapKernels {
   void (*narrow)(const Acc* from, T* to, int64_t n);
 };
 
-// The two matrix products. `reduce_weight` [R, C] is null where the means go straight into `expand_weight` [C, R] (R = C);
-// biases may be null.
+// The two matrix products. Without a reduction the means go straight into `expand_weight` [C, R] (R = C), and
+// `reduce_weight` [R, C] is not read. Biases may be null. (An empty weight's pointer may be null too.)
 template <typename Acc>
 struct Excitation {
+  bool reduces;
   int64_t channels;
   int64_t reduced;
   const Acc* reduce_weight;
@@ -51,13 +53,13 @@ struct Excitation {
 
 template <typename Acc>
 struct ExcitationKernels {
-  // From the means m [C]: z1 = W1 m + b1 [R], hidden = activation(z1) [R], z2 = W2 hidden + b2 [C], gates = gate(z2) [C].
-  // Without a reduction hidden is m, and z1 and `hidden` are not written.
+  // From the means m [C]: z1 = W1 m + b1 [R], hidden = activation(z1) [R], z2 = W2 hidden + b2 [C], gates = gate(z2)
+  // [C]. Without a reduction hidden is m, and z1 and `hidden` are not written.
   void (*forward)(const Excitation<Acc>& e, const Acc* means, Acc* z1, Acc* hidden, Acc* z2, Acc* gates);
 
   // From the gradient of the gates [C]: those of z2 [C], z1 [R] and the means [C]; and `hidden` and `gates` once more.
-  void (*backward)(const Excitation<Acc>& e, const Acc* z1, const Acc* z2, const Acc* grad_gates, Acc* hidden, Acc* gates,
-                   Acc* grad_z2, Acc* grad_z1, Acc* grad_means);
+  void (*backward)(const Excitation<Acc>& e, const Acc* z1, const Acc* z2, const Acc* grad_gates, Acc* hidden,
+                   Acc* gates, Acc* grad_z2, Acc* grad_z1, Acc* grad_means);
 
   // For i in [begin, end): product[i, j] = sum over n of a[n, i] * b[n, j], and sum[i] = sum over n of a[n, i].
   void (*outer_sums)(const Acc* a, int64_t a_step, const Acc* b, int64_t b_step, int64_t samples, int64_t begin,

@@ -1,6 +1,6 @@
 // SIMD vectors for the kernels in csrc/simd: at::vec behind the names of math/scalar.h, and loads and stores that widen
-// bfloat16 and float16 to float. Everything lives in the inline namespace that at::vec names after the instruction set, so
-// that objects compiled for different sets share no symbol.
+// bfloat16 and float16 to float. Everything lives in the inline namespace that at::vec names after the instruction set,
+// so that objects compiled for different sets share no symbol.
 #pragma once
 
 #include <ATen/cpu/vec/vec.h>
@@ -180,7 +180,8 @@ struct Lanes {
   }
 };
 
-// Calls body(offset, count) for every register-wide piece of [0, length): whole ones with count a compile-time constant.
+// Calls body(offset, count) for every register-wide piece of [0, length): whole ones with count a compile-time
+// constant.
 template <typename T, typename Body>
 inline void for_each_piece(int64_t length, const Body& body) {
   constexpr int64_t size = Lanes<T>::kSize;

@@ -38,7 +38,9 @@ def check_floating(op: str, argument: str, value: Tensor) -> None:
         bad_type(op, argument, "float32, float64, bfloat16 or float16", value.dtype)
 
 
-def check_same_device(op: str, reference: str, device: torch.device, tensors: Iterable[tuple[str, Tensor | None]]) -> None:
+def check_same_device(
+    op: str, reference: str, device: torch.device, tensors: Iterable[tuple[str, Tensor | None]]
+) -> None:
     """ValueError unless every tensor is on the device of the argument named ``reference``."""
     for argument, value in tensors:
         if value is not None and value.device != device:

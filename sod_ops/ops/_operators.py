@@ -7,7 +7,7 @@ kernels. All get fake kernels, for tracing, and autograd, for those who call ``t
 
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,25 +25,13 @@ transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_activ
 _triton_library = torch.library.Library("sod_ops_triton", "FRAGMENT")
 
 
-class Save(Protocol):
-    """Stores in ``ctx`` what the backward needs, given the forward operator's inputs and outputs."""
-
-    def __call__(self, ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None: ...
-
-
-class Gradients(Protocol):
-    """The gradient of every input of the forward operator (None where there is none), given those of its outputs."""
-
-    def __call__(self, ctx: Any, backward: Callable[..., Any], *grad_outputs: Tensor | None) -> tuple[Any, ...]: ...
-
-
 def register(
     name: str,
     *,
     forward: Callable[..., Any],
     backward: Callable[..., Any],
-    save: Save,
-    gradients: Gradients,
+    save: Callable[[Any, tuple[Any, ...], Any], None],
+    gradients: Callable[..., tuple[Any, ...]],
     native: Sequence[str] = ("cpu",),
 ) -> Selector:
     """Registers the operators of an op and returns the selector of its kernels.
@@ -52,8 +40,9 @@ def register(
         name: the op's stem.
         forward: the forward operator's fake kernel; its annotations are the operator's schema.
         backward: the same for the backward operator.
-        save: stores what the backward needs.
-        gradients: calls the backward operator.
+        save: given ``ctx`` and the forward operator's inputs and outputs, stores in ``ctx`` what the backward needs.
+        gradients: given ``ctx``, the backward operator and the gradients of the outputs (None where there is none), returns
+            the gradient of every input of the forward operator (None where there is none).
         native: the backends that the compiled part has kernels for: ``"cpu"``, ``"cuda"``.
     """
     fakes = {name: forward, f"{name}_backward": backward}
@@ -81,13 +70,21 @@ def _triton_kernel(module: str, operator: str) -> Callable[..., Any]:
 
 
 def _finish(
-    namespace: str, name: str, fakes: dict[str, Callable[..., Any]], save: Save, gradients: Gradients
+    namespace: str,
+    name: str,
+    fakes: dict[str, Callable[..., Any]],
+    save: Callable[..., None],
+    gradients: Callable[..., tuple[Any, ...]],
 ) -> Kernels:
     """Gives the operators of one namespace their fake kernels and autograd."""
     for operator, fake in fakes.items():
         torch.library.register_fake(f"{namespace}::{operator}", fake)
     operators = getattr(torch.ops, namespace)
-    pair = Kernels(getattr(operators, name).default, getattr(operators, f"{name}_backward").default)
+    pair = Kernels(
+        forward=getattr(operators, name).default,
+        backward=getattr(operators, f"{name}_backward").default,
+        check_arguments=namespace == "sod_ops",
+    )
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         save(ctx, inputs, output)
@@ -111,9 +108,7 @@ def reference_gradients(
     """
     wanted = [i for i, value in enumerate(inputs) if isinstance(value, Tensor) and value.requires_grad]
     output = reference(*inputs)
-    found = torch.autograd.grad(
-        output, [inputs[i] for i in wanted], grad_output, create_graph=True, allow_unused=True
-    )
+    found = torch.autograd.grad(output, [inputs[i] for i in wanted], grad_output, create_graph=True, allow_unused=True)
     gradients: list[Tensor | None] = [None] * len(inputs)
     for i, gradient in zip(wanted, found, strict=True):
         gradients[i] = gradient
