@@ -13,7 +13,9 @@
 
 #include "../math/activation.h"
 #include "../stable.h"
+#include "maps.h"
 #include "parallel.h"
+#include "scratch.h"
 
 namespace sod_ops {
 namespace {
@@ -39,15 +41,6 @@ const ExcitationKernels<A>& excitation_kernels() {
   if constexpr (std::is_same_v<A, double>) return squeeze_excite_kernels().excitation64;
 }
 
-// Memory for numbers that a call needs only while it runs.
-template <typename A>
-std::unique_ptr<A[]> scratch(int64_t n) {
-  return std::unique_ptr<A[]>(new A[std::max<int64_t>(1, n)]);
-}
-
-// Geometry
-
-
 struct Geometry {
   int64_t samples;
   MapShape map;
@@ -55,42 +48,6 @@ struct Geometry {
 
   int64_t statistics_width() const { return map.channels + reduced + map.channels; }
 };
-
-// Where a tensor [N, C, H, W] keeps its samples and, within one, its planes or pixels (see MapShape).
-template <typename T>
-struct Samples {
-  T* data;
-  int64_t sample_step;
-  int64_t step;
-
-  T* at(const MapShape& shape, int64_t n, int64_t channel = 0, int64_t pixel = 0) const {
-    return data + n * sample_step + (shape.planar ? channel * step : pixel * step + channel);
-  }
-};
-
-// The step from pixel to pixel; 0 where H x W pixels do not lie at one step.
-int64_t pixel_step(const Tensor& x) {
-  const int64_t height = x.size(2), width = x.size(3);
-  if (width <= 1) return height <= 1 ? 1 : x.stride(2);
-  return height <= 1 || x.stride(2) == width * x.stride(3) ? x.stride(3) : 0;
-}
-
-bool readable(const Tensor& x, bool planar) {
-  if (x.numel() == 0) return true;
-  const int64_t step = pixel_step(x);
-  return planar ? step == 1 : step != 0 && (x.size(1) <= 1 || x.stride(1) == 1);
-}
-
-// A single pixel is read as such where its channels lie side by side: one run instead of C runs of length 1.
-bool is_planar(const Tensor& x) {
-  const bool single = x.size(2) * x.size(3) == 1 && x.stride(1) == 1;
-  return pixel_step(x) == 1 && !single;
-}
-
-template <typename T>
-Samples<T> samples_of(const Tensor& x, bool planar) {
-  return {static_cast<T*>(x.data_ptr()), x.stride(0), planar ? x.stride(1) : pixel_step(x)};
-}
 
 // Checks. They are complete: sod_ops.squeeze_excite looks for the argument at fault only after a refusal from here.
 
@@ -137,9 +94,6 @@ Geometry check(const Tensor& x, const std::optional<Tensor>& reduce_weight, cons
   return {x.size(0), {channels, x.size(2) * x.size(3), planar}, reduced};
 }
 
-// Parameters
-
-
 // The parameters in the type that they are computed in. Those of two bytes are widened once per call.
 template <typename T>
 class Parameters {
@@ -170,51 +124,11 @@ class Parameters {
   std::vector<std::unique_ptr<Acc<T>[]>> widened_;
 };
 
-// Threads
-
-
 // How many samples are taken whole: the multiple of the number of threads.
 int64_t whole_samples(int64_t samples) {
   const int64_t threads = torch::stable::get_num_threads();
   return samples - samples % threads;
 }
-
-// A sample cut into tiles. Their size depends on the shape alone, so that the order of summation, and with it the
-// result, does not change with the number of threads. A tile of interleaved pixels is a multiple of what the kernel
-// sums at once.
-struct Tiles {
-  MapShape map;
-  int64_t channels;
-  int64_t pixels;
-  int64_t across;
-  int64_t down;
-
-  explicit Tiles(const MapShape& shape) : map(shape) {
-    constexpr int64_t kInterleavedChannels = 128, kInterleavedPixels = 256, kPlanarElements = 32768;
-    channels = shape.planar ? std::max<int64_t>(1, kPlanarElements / std::max<int64_t>(1, shape.pixels))
-                            : kInterleavedChannels;
-    pixels = shape.planar ? std::max<int64_t>(1, shape.pixels) : kInterleavedPixels;
-    across = (shape.channels + channels - 1) / channels;
-    down = std::max<int64_t>(1, (shape.pixels + pixels - 1) / pixels);
-  }
-
-  int64_t count() const { return across * down; }
-
-  struct Tile {
-    MapShape shape;
-    int64_t channel;
-    int64_t pixel;
-    int64_t row;  // which of the partial sums of its channels this tile gives
-  };
-
-  Tile operator[](int64_t i) const {
-    const int64_t channel = i % across * channels, row = i / across, pixel = row * pixels;
-    return {{std::min(channels, map.channels - channel), std::min(pixels, map.pixels - pixel), map.planar},
-            channel,
-            pixel,
-            row};
-  }
-};
 
 // For samples [first, first + count), by all threads: sums [count, C] of a, or of a * b where b.data is not null.
 template <typename T>
@@ -263,9 +177,6 @@ void divide(A* values, int64_t n, int64_t divisor) {
   for (int64_t i = 0; i < n; ++i) values[i] /= static_cast<A>(divisor);
 }
 
-// Forward
-
-
 template <typename T>
 void forward(const Geometry& g, const Excitation<Acc<T>>& e, Samples<const T> x, Samples<T> y, Acc<T>* statistics) {
   const auto& maps = map_kernels<T>();
@@ -301,9 +212,6 @@ void forward(const Geometry& g, const Excitation<Acc<T>>& e, Samples<const T> x,
   }
   tiled_scale<T>(tiles, x, gates.get(), nullptr, y, whole, rest);
 }
-
-// Backward
-
 
 // What the weights' gradients are summed from: a row for each sample.
 template <typename A>
@@ -369,9 +277,6 @@ void weight_gradient(const Acc<T>* a, int64_t rows, const Acc<T>* b, int64_t b_s
   map_kernels<T>().narrow(to_weight, static_cast<T*>(grad_weight.data_ptr()), rows * columns);
   map_kernels<T>().narrow(to_bias, static_cast<T*>(grad_bias.data_ptr()), rows);
 }
-
-// Operators
-
 
 // Calls body with a null pointer of the type that `dtype` names.
 template <typename Body>
