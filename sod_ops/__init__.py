@@ -2,6 +2,7 @@
 
 from sod_ops._version import __version__
 from sod_ops.backends import available_backends, use_backend
+from sod_ops.ops.sigmoid_focal_loss import sigmoid_focal_loss
 from sod_ops.ops.squeeze_excite import squeeze_excite
 
-__all__ = ["__version__", "available_backends", "squeeze_excite", "use_backend"]
+__all__ = ["__version__", "available_backends", "sigmoid_focal_loss", "squeeze_excite", "use_backend"]

@@ -99,16 +99,20 @@ def _finish(
 def reference_gradients(
     reference: Callable[..., Tensor], inputs: Sequence[Any], grad_output: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of ``reference(*inputs)`` that can be differentiated again: the double backward of a fused op.
+    """Gradients of ``reference(*inputs)``: those that no kernel gives, and the double backward of a fused op.
 
-    A kernel's backward is invisible to autograd, so differentiating through it would be silently wrong.
+    A kernel's backward is invisible to autograd, so differentiating through it would be silently wrong. Where grad mode is
+    on, these can be differentiated again.
 
     Returns:
         One entry per input: its gradient where it requires one, otherwise None.
     """
     wanted = [i for i, value in enumerate(inputs) if isinstance(value, Tensor) and value.requires_grad]
-    output = reference(*inputs)
-    found = torch.autograd.grad(output, [inputs[i] for i in wanted], grad_output, create_graph=True, allow_unused=True)
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        output = reference(*inputs)
+        leaves = [inputs[i] for i in wanted]
+        found = torch.autograd.grad(output, leaves, grad_output, create_graph=again, allow_unused=True)
     gradients: list[Tensor | None] = [None] * len(inputs)
     for i, gradient in zip(wanted, found, strict=True):
         gradients[i] = gradient
