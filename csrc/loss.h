@@ -22,6 +22,13 @@ inline bool is_floating(torch::headeronly::ScalarType dtype) {
          dtype == ScalarType::Half;
 }
 
+// Whether the losses read targets of this dtype.
+inline bool is_readable(torch::headeronly::ScalarType dtype) {
+  using torch::headeronly::ScalarType;
+  return is_floating(dtype) || dtype == ScalarType::Bool || dtype == ScalarType::Byte || dtype == ScalarType::Char ||
+         dtype == ScalarType::Short || dtype == ScalarType::Int || dtype == ScalarType::Long;
+}
+
 // torch.promote_types for a floating dtype and one that is floating, integer or bool.
 inline torch::headeronly::ScalarType promote(torch::headeronly::ScalarType floating, torch::headeronly::ScalarType any) {
   using torch::headeronly::ScalarType;
@@ -38,6 +45,10 @@ inline torch::headeronly::ScalarType accumulator_of(torch::headeronly::ScalarTyp
 inline bool same_shape(const torch::stable::Tensor& a, const torch::stable::Tensor& b) {
   const auto left = a.sizes(), right = b.sizes();
   return left.size() == right.size() && std::equal(left.begin(), left.end(), right.begin());
+}
+
+inline bool same_device(const torch::stable::Tensor& a, const torch::stable::Tensor& b) {
+  return a.is_cuda() == b.is_cuda() && a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
 }
 
 // How tensors of one shape are walked together, in the memory order of the first.

@@ -1,8 +1,9 @@
 """Fused kernels for the blocks and losses of salient object detection and segmentation, for PyTorch."""
 
+from sod_ops import nn
 from sod_ops._version import __version__
 from sod_ops.backends import available_backends, use_backend
 from sod_ops.ops.sigmoid_focal_loss import sigmoid_focal_loss
 from sod_ops.ops.squeeze_excite import squeeze_excite
 
-__all__ = ["__version__", "available_backends", "sigmoid_focal_loss", "squeeze_excite", "use_backend"]
+__all__ = ["__version__", "available_backends", "nn", "sigmoid_focal_loss", "squeeze_excite", "use_backend"]

@@ -1,5 +1,6 @@
 """Tensors of one shape walked together, without copying those that are slices of others: csrc/rows.h in Python."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 from torch import Tensor
@@ -31,9 +32,15 @@ def as_rows(*tensors: Tensor) -> Rows | None:
     first = tensors[0]
     if first.numel() == 0:
         return Rows(0, 0, (Steps(0, 0),) * len(tensors))
-    order = sorted((d for d in range(first.dim()) if first.shape[d] != 1), key=lambda d: -first.stride(d))
+    order: list[int] = []
+    for d in range(first.dim()):  # an insertion sort: torch.compile has none for sizes that it keeps symbolic
+        if first.shape[d] != 1:
+            place = len(order)
+            while place and first.stride(order[place - 1]) < first.stride(d):
+                place -= 1
+            order.insert(place, d)
     strides = [first.stride(d) for d in order]
-    if any(stride == following for stride, following in zip(strides, [*strides[1:], 0], strict=True)):
+    if any(stride == following for stride, following in pairwise([*strides, 0])):
         return None
     lengths: list[int] = []  # of the columns, then of the rows
     steps: list[tuple[int, ...]] = []

@@ -19,12 +19,12 @@ const ConvertKernels<Acc>& converters() {
   if constexpr (std::is_same_v<Acc, double>) return convert_kernels().to_double;
 }
 
-// A tensor that is read; one without elements of the type, and undefined, gives null.
+// A tensor that is read; a default-constructed one stands for none: it gives null.
 template <typename Acc>
 class Source {
  public:
   Source() = default;
-  Source(const torch::stable::Tensor& tensor, Steps steps, int64_t columns)
+  Source(const torch::stable::Tensor& tensor, Steps steps = {0, 1}, int64_t columns = 1)
       : data_(tensor.data_ptr()),
         steps_(steps),
         columns_(columns),
@@ -40,6 +40,12 @@ class Source {
     return buffer;
   }
 
+  // The first element.
+  Acc get() const {
+    Acc buffer;
+    return *read(0, 1, &buffer);
+  }
+
  private:
   const void* data_ = nullptr;
   Steps steps_{};
@@ -48,7 +54,7 @@ class Source {
   typename ConvertKernels<Acc>::Read read_ = nullptr;
 };
 
-// A dense tensor that is written; a default-constructed one swallows nothing: it hands out null.
+// A dense tensor that is written; a default-constructed one stands for none: it gives null.
 template <typename Acc>
 class Sink {
  public:
@@ -66,6 +72,9 @@ class Sink {
   void write(int64_t begin, int64_t n, const Acc* buffer) const {
     if (data_ != nullptr && !in_place_) write_(buffer, n, data_, begin);
   }
+
+  // Writes the first element.
+  void put(Acc value) const { write_(&value, 1, data_, 0); }
 
  private:
   void* data_ = nullptr;

@@ -32,25 +32,25 @@ SOD_OPS_HD T log1p_of_unit(T e) {
   const T t = divide(e, T(2) + e);
   const T s = t * t;
   T p;
-  if constexpr (std::is_same_v<typename Scalar<T>::type, float>) {
+  if constexpr (std::is_same_v<Element<T>, float>) {
     p = T(0.140122293962f);
-    p = p * s + T(0.139995705448f);
-    p = p * s + T(0.200108495291f);
-    p = p * s + T(0.333332065664f);
+    p = multiply_add(p, s, T(0.139995705448f));
+    p = multiply_add(p, s, T(0.200108495291f));
+    p = multiply_add(p, s, T(0.333332065664f));
   } else {
     p = T(0.085092900320486133349);
-    p = p * s + T(0.04170049386160209928);
-    p = p * s + T(0.06053043460530705816);
-    p = p * s + T(0.066504867482841855248);
-    p = p * s + T(0.076932799651423114143);
-    p = p * s + T(0.090908719622837982559);
-    p = p * s + T(0.11111111984870994051);
-    p = p * s + T(0.1428571427392684603);
-    p = p * s + T(0.20000000000078622257);
-    p = p * s + T(0.33333333333333151899);
+    p = multiply_add(p, s, T(0.04170049386160209928));
+    p = multiply_add(p, s, T(0.06053043460530705816));
+    p = multiply_add(p, s, T(0.066504867482841855248));
+    p = multiply_add(p, s, T(0.076932799651423114143));
+    p = multiply_add(p, s, T(0.090908719622837982559));
+    p = multiply_add(p, s, T(0.11111111984870994051));
+    p = multiply_add(p, s, T(0.1428571427392684603));
+    p = multiply_add(p, s, T(0.20000000000078622257));
+    p = multiply_add(p, s, T(0.33333333333333151899));
   }
   const T twice = t + t;
-  return twice + twice * (s * p);
+  return multiply_add(twice, s * p, twice);
 }
 
 // The sigmoid form, for the logit x and the target y. With e = exp(-|x|) and r = 1 / (1 + e), the probability of what the
@@ -73,16 +73,16 @@ SOD_OPS_HD Focal<T> sigmoid_focal(T x, T y, T positive, T negative, T gamma) {
   const T e = exp_of_nonpositive(-magnitude);
   const T r = divide(one, one + e);
   const T log_sum = log1p_of_unit(e);
-  const T c = a * magnitude + log_sum;
+  const T c = multiply_add(a, magnitude, log_sum);
   const T be = b * e;
   const T slope = r * (a - be);
-  const T weight = positive * y + negative * other;
+  const T weight = multiply_add(positive, y, negative * other);
   const T signed_weight = where(leans_positive, weight, T(0) - weight);
   if constexpr (kFocus == Focus::zero) {
     return {weight * c, signed_weight * slope};
   } else if constexpr (kFocus == Focus::power) {
     // The smallest normal number in place of an underflowed q / r: log and the quotient stay finite, c and e are 0.
-    const T tiny(std::is_same_v<typename Scalar<T>::type, float> ? 1.1754943508222875e-38 : 2.2250738585072014e-308);
+    const T tiny(std::is_same_v<Element<T>, float> ? 1.1754943508222875e-38 : 2.2250738585072014e-308);
     const T sum = a + be;
     const T d = where(math::abs(sum) < tiny, tiny, sum);
     const T modulation = exp_of_nonpositive(gamma * (math::log(d) - log_sum));
@@ -92,10 +92,10 @@ SOD_OPS_HD Focal<T> sigmoid_focal(T x, T y, T positive, T negative, T gamma) {
     const T q = r * (a + be);
     const T q_slope = c * r * (r * e) * (a - b);
     if constexpr (kFocus == Focus::one) {
-      return {weight * q * c, signed_weight * (q_slope + q * slope)};
+      return {weight * q * c, signed_weight * multiply_add(q, slope, q_slope)};
     } else {
       const T wq = weight * q;
-      return {wq * q * c, signed_weight * q * (q_slope + q_slope + q * slope)};
+      return {wq * q * c, signed_weight * q * multiply_add(q, slope, q_slope + q_slope)};
     }
   }
 }

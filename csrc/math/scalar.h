@@ -42,11 +42,19 @@ SOD_OPS_HD float divide(float a, float b) {
 }
 SOD_OPS_HD double divide(double a, double b) { return a / b; }
 
-// The type of one number of T: T itself, or that of a SIMD vector's lanes.
+// a * b + c, fused where that is one instruction.
 template <typename T>
-struct Scalar {
+SOD_OPS_HD T multiply_add(T a, T b, T c) {
+  return a * b + c;
+}
+
+// The type of a vector's elements; a number's is its own.
+template <typename T>
+struct ElementOf {
   using type = T;
 };
+template <typename T>
+using Element = typename ElementOf<T>::type;
 
 // where(condition, a, b): a where the condition holds, b elsewhere. A comparison with NaN doesn't hold.
 template <typename T>

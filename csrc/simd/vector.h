@@ -76,6 +76,10 @@ inline Vector<T> exp_of_nonpositive(const Vector<T>& x) {
   return x.exp();
 }
 template <typename T>
+Vector<T> multiply_add(const Vector<T>& a, const Vector<T>& b, const Vector<T>& c) {
+  return at::vec::fmadd(a, b, c);
+}
+template <typename T>
 Vector<T> divide(const Vector<T>& a, const Vector<T>& b) {
   return a / b;
 }
@@ -83,7 +87,7 @@ Vector<T> divide(const Vector<T>& a, const Vector<T>& b) {
 }  // namespace CPU_CAPABILITY
 
 template <typename T>
-struct Scalar<Vector<T>> {
+struct ElementOf<Vector<T>> {
   using type = T;
 };
 

@@ -58,6 +58,8 @@ def check_choice(op: str, argument: str, value: object, choices: Iterable[str]) 
 
 def check_number(op: str, argument: str, value: Any) -> float:
     """``value`` as a float; TypeError for what is not a real number (a tensor's value would have to be read back)."""
+    if isinstance(value, float):
+        return value
     if isinstance(value, (str, bytes, Tensor)) or not hasattr(value, "__float__"):
         bad_type(op, argument, "a number", f"{value!r} ({type(value).__name__})")
     return float(value)

@@ -33,7 +33,8 @@ def take_gradient(ctx: Any, kernels: Kernels, factor: Tensor) -> Tensor:
     """The gradient that the forward left in ``ctx.gradient``, times the one-element tensor ``factor``; ctx loses it."""
     gradient: Tensor = ctx.gradient
     ctx.gradient = None
-    if kernels.forward.namespace == "sod_ops_triton":
+    operator: Any = kernels.forward
+    if operator.namespace == "sod_ops_triton":
         importlib.import_module("sod_ops.triton.scale_gradient").scale_gradient_(gradient, factor)
     elif gradient.is_cpu:
         value = factor.item()

@@ -95,9 +95,7 @@ def _call(inputs: Tensor, targets: Tensor, alpha: float, gamma: float, reduction
 
 
 def _reference(alpha: float, gamma: float, reduction: int) -> Callable[..., Tensor]:
-    return partial(
-        reference.sigmoid_focal_loss, alpha=alpha, gamma=gamma, reduction=reference.REDUCTIONS[reduction]
-    )
+    return partial(reference.sigmoid_focal_loss, alpha=alpha, gamma=gamma, reduction=reference.REDUCTIONS[reduction])
 
 
 class _SigmoidFocalLoss(torch.autograd.Function):
@@ -121,7 +119,7 @@ class _SigmoidFocalLoss(torch.autograd.Function):
 
 def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
     logits, targets, ctx.alpha, ctx.gamma, ctx.reduction, stored = inputs
-    ctx.save_for_backward(logits, targets, outputs[1] if stored else None)
+    ctx.save_for_backward(logits, targets, outputs[1] if stored and ctx.reduction else None)
     ctx.set_materialize_grads(False)
 
 
@@ -173,7 +171,7 @@ def check_options(op: str, alpha: float, gamma: float, reduction: str) -> None:
     if not 0 <= _checks.check_number(op, "alpha", alpha) <= 1 and alpha != -1:
         _checks.bad_value(op, "alpha", "in [0, 1], or -1 to weigh nothing", alpha)
     gamma = _checks.check_number(op, "gamma", gamma)
-    if not (gamma >= 0 and math.isfinite(gamma)):
+    if not 0 <= gamma < math.inf:
         _checks.bad_value(op, "gamma", "a finite number, 0 or more", gamma)
     _checks.check_choice(op, "reduction", reduction, reference.REDUCTIONS)
 
