@@ -6,6 +6,7 @@ built is left out with a message: without CUDA kernels Triton serves the GPU, wi
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,23 +21,19 @@ CXX_FLAGS = "-std=c++20 -O3 -fPIC -fvisibility=hidden -g0 -Wall -Wno-unknown-pra
 SIMD_FLAGS = {
     "DEFAULT": "-DCPU_CAPABILITY=DEFAULT",
     "AVX2": "-mavx2 -mfma -mf16c -DCPU_CAPABILITY=AVX2 -DCPU_CAPABILITY_AVX2",
-    # GCC's own AVX512 header warns of variables that it leaves uninitialised on purpose.
+    # (GCC's own header leaves variables uninitialised on purpose.)
     "AVX512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -DCPU_CAPABILITY=AVX512 -DCPU_CAPABILITY_AVX512"
     " -Wno-uninitialized -Wno-maybe-uninitialized",
 }
-if os.uname().machine != "x86_64":
-    del SIMD_FLAGS["AVX2"], SIMD_FLAGS["AVX512"]
 
 
 def cuda_home() -> Path | None:
     """The CUDA toolkit, as nvcc itself names it: its path alone misleads where it is a wrapper script."""
     nvcc = shutil.which("nvcc") or next(map(str, Path("/usr/local").glob("cuda*/bin/nvcc")), None)
-    if os.environ.get("CUDA_HOME"):
-        return Path(os.environ["CUDA_HOME"])
-    if nvcc is None:
-        return None
-    says = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
-    top = re.search(r"TOP=(.*)", says)
+    if os.environ.get("CUDA_HOME") or nvcc is None:
+        return Path(os.environ["CUDA_HOME"]) if os.environ.get("CUDA_HOME") else None
+    dry_run = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
+    top = re.search(r"TOP=(.*)", dry_run.stderr)
     return Path(top[1]).resolve() if top else None
 
 
@@ -44,6 +41,10 @@ def cuda_architectures() -> list[str]:
     """Compute capabilities without the dot: from TORCH_CUDA_ARCH_LIST, or all that are supported."""
     wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or "7.5;8.0;9.0;10.0;12.0"
     return [item.removesuffix("+PTX").replace(".", "") for item in re.split(r"[;, ]+", wanted) if item]
+
+
+def escape(path: Path) -> str:  # as ninja's syntax wants it
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
 class Build(build_ext):
@@ -56,7 +57,7 @@ class Build(build_ext):
             try:
                 self.run_ninja(ext, cuda)
                 break
-            except (subprocess.CalledProcessError, FileNotFoundError) as error:
+            except subprocess.CalledProcessError as error:
                 print(f"sod_ops: the {'CUDA' if cuda else 'C++'} part was not built: {error}", file=sys.stderr)
 
     def run_ninja(self, ext: Extension, cuda: Path | None) -> None:
@@ -64,32 +65,33 @@ class Build(build_ext):
         import torch
 
         root = Path(torch.__file__).parent
-        includes = [root / "include", pybind11.get_include(), sysconfig.get_path("include")]
+        includes = (root / "include", pybind11.get_include(), sysconfig.get_path("include"))
         architectures = cuda_architectures() if cuda else []
         defines = f"-DSOD_OPS_TORCH_VERSION={torch.__version__} -DSOD_OPS_CUDA_ARCHITECTURES={','.join(architectures)}"
-        flags = " ".join(f"-isystem {path}" for path in includes) + " " + defines
+        flags = " ".join(f"-isystem {shlex.quote(str(path))}" for path in includes) + " " + defines
+        simd_flags = {k: v for k, v in SIMD_FLAGS.items() if k == "DEFAULT" or os.uname().machine == "x86_64"}
         edges = [(source, "cxx", "", "") for source in [*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp")]]
-        edges += [(s, "cxx", name, simd) for s in CSRC.glob("simd/*.cpp") for name, simd in SIMD_FLAGS.items()]
+        edges += [(s, "cxx", name, simd) for s in CSRC.glob("simd/*.cpp") for name, simd in simd_flags.items()]
         edges += [(source, "nvcc", "", "") for source in CSRC.glob("cuda/*.cu") if cuda]
         targets = " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in architectures)
-        if architectures:  # PTX for what comes after the newest
-            targets += f" -gencode arch=compute_{architectures[-1]},code=compute_{architectures[-1]}"
-        link = f"-L{root / 'lib'} -ltorch -ltorch_cpu -lc10"
-        link += f" -L{cuda / 'lib64'} -lcudart -ltorch_cuda" if cuda else ""
+        # and PTX for what comes after the newest
+        targets += "".join(f" -gencode arch=compute_{a},code=compute_{a}" for a in architectures[-1:])
+        libraries = f"-L{cuda / 'lib64'} -lcudart -ltorch_cuda" if cuda else ""
+        link = f"-L{shlex.quote(str(root / 'lib'))} -ltorch -ltorch_cpu -lc10 {libraries}"
         output, build = Path(self.get_ext_fullpath(ext.name)).resolve(), Path(self.build_temp).resolve()
-        cxx = f"{os.environ.get('CXX', 'g++')} -MMD -MF $out.d"
+        nvcc = f"{cuda}/bin/nvcc -std=c++20 -O3 -DUSE_CUDA --threads 0 {targets} -Xcompiler -fPIC,-fvisibility=hidden"
+        cxx, tail = os.environ.get("CXX", "g++"), "-MMD -MF $out.d -c $in -o $out\n  depfile = $out.d"
         lines = [
-            f"rule cxx\n  command = {cxx} {CXX_FLAGS} {flags} $simd -c $in -o $out\n  depfile = $out.d",
-            f"rule nvcc\n  command = {cuda}/bin/nvcc -MMD -MF $out.d -std=c++20 -O3 -DUSE_CUDA --threads 0 {targets} "
-            f"-Xcompiler -fPIC,-fvisibility=hidden {flags} -c $in -o $out\n  depfile = $out.d",
-            f"rule link\n  command = {os.environ.get('CXX', 'g++')} -shared $in -o $out {link}",
+            f"rule cxx\n  command = {cxx} {CXX_FLAGS} {flags} $simd {tail}\n  description = compile $in $simd",
+            f"rule nvcc\n  command = {nvcc} {flags} {tail}\n  description = compile $in",
+            f"rule link\n  command = {cxx} -shared $in -o $out {link}\n  description = link $out",
         ]
-        objects = []
+        objects: list[str] = []
         for source, rule, name, simd in edges:
-            objects.append(build / source.parent.name / f"{source.stem}{name}{source.suffix}.o")
-            lines.append(f"build {objects[-1]}: {rule} {source}\n  simd = {simd}")
-        lines.append(f"build {output}: link {' '.join(map(str, objects))}")
-        build.mkdir(parents=True, exist_ok=True)
+            objects.append(escape(build / source.parent.name / f"{source.stem}{name}{source.suffix}.o"))
+            lines.append(f"build {objects[-1]}: {rule} {escape(source)}\n  simd = {simd}")
+        lines.append(f"build {escape(output)}: link {' '.join(objects)}")
+        self.mkpath(str(build))
         (build / "build.ninja").write_text("\n".join(lines) + "\n")
         subprocess.run([sys.executable, "-m", "ninja", "-C", str(build)], check=True)
 

@@ -2,8 +2,19 @@
 
 from sod_ops import nn
 from sod_ops._version import __version__
+from sod_ops.accelerate import Report, accelerate, restore
 from sod_ops.backends import available_backends, use_backend
 from sod_ops.ops.sigmoid_focal_loss import sigmoid_focal_loss
 from sod_ops.ops.squeeze_excite import squeeze_excite
 
-__all__ = ["__version__", "available_backends", "nn", "sigmoid_focal_loss", "squeeze_excite", "use_backend"]
+__all__ = [
+    "Report",
+    "__version__",
+    "accelerate",
+    "available_backends",
+    "nn",
+    "restore",
+    "sigmoid_focal_loss",
+    "squeeze_excite",
+    "use_backend",
+]

@@ -122,6 +122,16 @@ def test_forms_of_the_parameters(backend: Backend, options: dict[str, Any], layo
     check(backend, make(MapCase((3, 18, 5, 6), layout), device=backend.device, **options), gate="hardsigmoid")
 
 
+@pytest.mark.parametrize(
+    "strides", [(100, 1, 5, 1), (7, 20, 5, 1), (3, 1, 35, 7), (0, 0, 5, 1), (20, 60, 5, 1), (1, 20, 5, 1)], ids=str
+)
+def test_unusual_strides(backend: Backend, strides: tuple[int, int, int, int]) -> None:
+    """Maps that overlap, repeat, or have samples inside channels."""
+    inputs = make(MapCase((3, 7, 4, 5)), device=backend.device)
+    storage = torch.randn(500, device=backend.device)
+    check(backend, inputs._replace(x=storage.as_strided((3, 7, 4, 5), strides)))
+
+
 def test_one_bias_without_the_other(backend: Backend) -> None:
     inputs = make(device=backend.device)
     check(backend, inputs._replace(reduce_bias=None))

@@ -28,10 +28,17 @@ inline int64_t pixel_step(const torch::stable::Tensor& x) {
   return height <= 1 || x.stride(2) == width * x.stride(3) ? x.stride(3) : 0;
 }
 
+// Steps that leave each of `count` runs of `extent` elements its own memory, or all of them the same.
+inline bool apart(int64_t step, int64_t count, int64_t extent) { return count <= 1 || step == 0 || step >= extent; }
+
+// Whether the kernels can walk x in place. Runs that overlap are refused: a result with such strides is laid out
+// otherwise.
 inline bool readable(const torch::stable::Tensor& x, bool planar) {
   if (x.numel() == 0) return true;
-  const int64_t step = pixel_step(x);
-  return planar ? step == 1 : step != 0 && (x.size(1) <= 1 || x.stride(1) == 1);
+  const int64_t step = pixel_step(x), pixels = x.size(2) * x.size(3), channels = x.size(1);
+  if (planar) return step == 1 && apart(x.stride(1), channels, pixels) && apart(x.stride(0), x.size(0), pixels);
+  return step != 0 && (channels <= 1 || x.stride(1) == 1) && apart(step, pixels, channels) &&
+         apart(x.stride(0), x.size(0), channels);
 }
 
 // A single pixel is read as such where its channels lie side by side: one run instead of C runs of length 1.
@@ -45,41 +52,39 @@ Samples<T> samples_of(const torch::stable::Tensor& x, bool planar) {
   return {static_cast<T*>(x.data_ptr()), x.stride(0), planar ? x.stride(1) : pixel_step(x)};
 }
 
-// A sample cut into tiles. Their size depends on the shape alone, so that the order of summation, and with it the
-// result, does not change with the number of threads. A tile of interleaved pixels is a multiple of what the kernel
-// sums at once.
+// A sample cut into tiles: some planes, or some pixels with all their channels, so that a tile is one run of memory.
+// Their size depends on the shape alone, and with it the order of summation: the result does not change with the number
+// of threads. A tile of pixels is a multiple of what the kernels sum at once.
 struct Tiles {
   MapShape map;
-  int64_t channels;
-  int64_t pixels;
-  int64_t across;
-  int64_t down;
+  int64_t size;  // planes or pixels in a tile
+  int64_t count;
 
   explicit Tiles(const MapShape& shape) : map(shape) {
-    constexpr int64_t kInterleavedChannels = 128, kInterleavedPixels = 256, kPlanarElements = 32768;
-    channels = shape.planar ? std::max<int64_t>(1, kPlanarElements / std::max<int64_t>(1, shape.pixels))
-                            : kInterleavedChannels;
-    pixels = shape.planar ? std::max<int64_t>(1, shape.pixels) : kInterleavedPixels;
-    across = (shape.channels + channels - 1) / channels;
-    down = std::max<int64_t>(1, (shape.pixels + pixels - 1) / pixels);
+    constexpr int64_t kElements = 32768, kPixelsAtOnce = 8;
+    const int64_t across = std::max<int64_t>(1, shape.planar ? shape.pixels : shape.channels);
+    size = std::max<int64_t>(1, kElements / across);
+    if (!shape.planar) size = std::max(kPixelsAtOnce, size / kPixelsAtOnce * kPixelsAtOnce);
+    count = std::max<int64_t>(1, (length() + size - 1) / size);
   }
-
-  int64_t count() const { return across * down; }
 
   struct Tile {
     MapShape shape;
     int64_t channel;
     int64_t pixel;
-    int64_t row;  // which of the partial sums of its channels this tile gives
   };
 
   Tile operator[](int64_t i) const {
-    const int64_t channel = i % across * channels, row = i / across, pixel = row * pixels;
-    return {{std::min(channels, map.channels - channel), std::min(pixels, map.pixels - pixel), map.planar},
-            channel,
-            pixel,
-            row};
+    const int64_t first = i * size, part = std::min(size, length() - first);
+    if (map.planar) return {{part, map.pixels, true}, first, 0};
+    return {{map.channels, part, false}, 0, first};
   }
+
+  // How many partial sums of each channel the tiles give.
+  int64_t sums() const { return map.planar ? 1 : count; }
+
+ private:
+  int64_t length() const { return map.planar ? map.channels : map.pixels; }
 };
 
 }  // namespace sod_ops

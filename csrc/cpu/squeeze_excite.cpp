@@ -13,6 +13,8 @@
 
 #include "../math/activation.h"
 #include "../stable.h"
+#include "cache.h"
+#include "empty.h"
 #include "maps.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -130,46 +132,55 @@ int64_t whole_samples(int64_t samples) {
   return samples - samples % threads;
 }
 
+template <typename T>
+void scale_tile(const Tiles::Tile& tile, Samples<const T> a, int64_t n, const Acc<T>* factor, const Acc<T>* offset,
+                Samples<T> y, bool stream) {
+  map_kernels<T>().scale(tile.shape, a.at(tile.shape, n, tile.channel, tile.pixel), a.step, factor + tile.channel,
+                         offset == nullptr ? nullptr : offset + tile.channel,
+                         y.at(tile.shape, n, tile.channel, tile.pixel), y.step, stream);
+}
+
 // For samples [first, first + count), by all threads: sums [count, C] of a, or of a * b where b.data is not null.
 template <typename T>
 void tiled_sums(const Tiles& tiles, Samples<const T> a, Samples<const T> b, int64_t first, int64_t count,
                 Acc<T>* sums) {
   const int64_t channels = tiles.map.channels;
-  auto partial = scratch<Acc<T>>(count * tiles.down * channels);
-  parallel_tasks(count * tiles.count(), tiles.channels * tiles.pixels, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t n = i / tiles.count();
-      const auto tile = tiles[i % tiles.count()];
-      map_kernels<T>().sums(tile.shape, a.at(tile.shape, first + n, tile.channel, tile.pixel), a.step,
-                            b.data == nullptr ? nullptr : b.at(tile.shape, first + n, tile.channel, tile.pixel), b.step,
-                            partial.get() + (n * tiles.down + tile.row) * channels + tile.channel);
-    }
-  });
+  auto partial = scratch<Acc<T>>(count * tiles.sums() * channels);
+  parallel_tasks(
+      count * tiles.count, tiles.map.channels * tiles.map.pixels / tiles.count, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t n = i / tiles.count, t = i % tiles.count;
+          const auto tile = tiles[t];
+          const T* from = a.at(tile.shape, first + n, tile.channel, tile.pixel);
+          const T* times = b.data == nullptr ? nullptr : b.at(tile.shape, first + n, tile.channel, tile.pixel);
+          const int64_t row = n * tiles.sums() + (tiles.map.planar ? 0 : t);
+          map_kernels<T>().sums(tile.shape, from, a.step, times, b.step, partial.get() + row * channels + tile.channel);
+        }
+      });
   for (int64_t n = 0; n < count; ++n) {
     Acc<T>* total = sums + n * channels;
     std::fill(total, total + channels, Acc<T>(0));
-    for (int64_t row = 0; row < tiles.down; ++row) {
-      const Acc<T>* part = partial.get() + (n * tiles.down + row) * channels;
+    for (int64_t row = 0; row < tiles.sums(); ++row) {
+      const Acc<T>* part = partial.get() + (n * tiles.sums() + row) * channels;
       for (int64_t c = 0; c < channels; ++c) total[c] += part[c];
     }
   }
 }
 
-// For the same samples: y = a * factor + offset, with factor and offset [count, C].
+// For samples [first, first + count), by all threads: y = a * factor + offset, with factor and offset [count, C]. Last
+// tiles first: what the sums before this read last is still in the cache.
 template <typename T>
 void tiled_scale(const Tiles& tiles, Samples<const T> a, const Acc<T>* factor, const Acc<T>* offset, Samples<T> y,
-                 int64_t first, int64_t count) {
+                 int64_t first, int64_t count, bool stream) {
   const int64_t channels = tiles.map.channels;
-  parallel_tasks(count * tiles.count(), tiles.channels * tiles.pixels, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t n = i / tiles.count();
-      const auto tile = tiles[i % tiles.count()];
-      const int64_t at = n * channels + tile.channel;
-      map_kernels<T>().scale(tile.shape, a.at(tile.shape, first + n, tile.channel, tile.pixel), a.step, factor + at,
-                             offset == nullptr ? nullptr : offset + at,
-                             y.at(tile.shape, first + n, tile.channel, tile.pixel), y.step);
-    }
-  });
+  parallel_tasks(count * tiles.count, tiles.map.channels * tiles.map.pixels / tiles.count,
+                 [&](int64_t begin, int64_t end) {
+                   for (int64_t i = end - 1; i >= begin; --i) {
+                     const int64_t n = i / tiles.count;
+                     scale_tile(tiles[i % tiles.count], a, first + n, factor + n * channels,
+                                offset == nullptr ? nullptr : offset + n * channels, y, stream);
+                   }
+                 });
 }
 
 template <typename A>
@@ -190,19 +201,20 @@ void forward(const Geometry& g, const Excitation<Acc<T>>& e, Samples<const T> x,
     excitation.forward(e, means, means + channels, hidden, means + channels + g.reduced, gates);
   };
 
+  const bool stream = outgrows_caches(g.samples * channels * g.map.pixels * sizeof(T));
+  const Tiles tiles(g.map);
   const int64_t whole = whole_samples(g.samples);
   parallel_tasks(whole, channels * g.map.pixels, [&](int64_t begin, int64_t end) {
     auto hidden = scratch<Acc<T>>(g.reduced), gates = scratch<Acc<T>>(channels);
     for (int64_t n = begin; n < end; ++n) {
       maps.sums(g.map, x.at(g.map, n), x.step, nullptr, 0, statistics + n * width);
       excite(n, hidden.get(), gates.get());
-      maps.scale(g.map, x.at(g.map, n), x.step, gates.get(), nullptr, y.at(g.map, n), y.step);
+      for (int64_t t = tiles.count - 1; t >= 0; --t) scale_tile<T>(tiles[t], x, n, gates.get(), nullptr, y, stream);
     }
   });
 
   const int64_t rest = g.samples - whole;
   if (rest == 0) return;
-  const Tiles tiles(g.map);
   auto sums = scratch<Acc<T>>(rest * channels), hidden = scratch<Acc<T>>(g.reduced),
        gates = scratch<Acc<T>>(rest * channels);
   tiled_sums<T>(tiles, x, {}, whole, rest, sums.get());
@@ -210,7 +222,7 @@ void forward(const Geometry& g, const Excitation<Acc<T>>& e, Samples<const T> x,
     std::copy_n(sums.get() + n * channels, channels, statistics + (whole + n) * width);
     excite(whole + n, hidden.get(), gates.get() + n * channels);
   }
-  tiled_scale<T>(tiles, x, gates.get(), nullptr, y, whole, rest);
+  tiled_scale<T>(tiles, x, gates.get(), nullptr, y, whole, rest, stream);
 }
 
 // What the weights' gradients are summed from: a row for each sample.
@@ -238,26 +250,29 @@ WeightRows<Acc<T>> backward_map(const Geometry& g, const Excitation<Acc<T>>& e, 
     divide(offsets, channels, g.map.pixels);
   };
 
+  const bool stream = outgrows_caches(g.samples * channels * g.map.pixels * sizeof(T));
+  const Tiles tiles(g.map);
   const int64_t whole = whole_samples(g.samples);
   parallel_tasks(whole, channels * g.map.pixels, [&](int64_t begin, int64_t end) {
     auto grad_gates = scratch<Acc<T>>(channels), gates = scratch<Acc<T>>(channels), offsets = scratch<Acc<T>>(channels);
     for (int64_t n = begin; n < end; ++n) {
       maps.sums(g.map, grad_y.at(g.map, n), grad_y.step, x.at(g.map, n), x.step, grad_gates.get());
       excite(n, grad_gates.get(), gates.get(), offsets.get());
-      maps.scale(g.map, grad_y.at(g.map, n), grad_y.step, gates.get(), offsets.get(), grad_x.at(g.map, n), grad_x.step);
+      for (int64_t t = tiles.count - 1; t >= 0; --t) {
+        scale_tile<T>(tiles[t], grad_y, n, gates.get(), offsets.get(), grad_x, stream);
+      }
     }
   });
 
   const int64_t rest = g.samples - whole;
   if (rest == 0) return rows;
-  const Tiles tiles(g.map);
   auto grad_gates = scratch<Acc<T>>(rest * channels), gates = scratch<Acc<T>>(rest * channels),
        offsets = scratch<Acc<T>>(rest * channels);
   tiled_sums<T>(tiles, grad_y, x, whole, rest, grad_gates.get());
   for (int64_t n = 0; n < rest; ++n) {
     excite(whole + n, grad_gates.get() + n * channels, gates.get() + n * channels, offsets.get() + n * channels);
   }
-  tiled_scale<T>(tiles, grad_y, gates.get(), offsets.get(), grad_x, whole, rest);
+  tiled_scale<T>(tiles, grad_y, gates.get(), offsets.get(), grad_x, whole, rest, stream);
   return rows;
 }
 
@@ -302,8 +317,8 @@ std::tuple<Tensor, Tensor> squeeze_excite(const Tensor& x, const std::optional<T
   check_parameter("expand_bias", expand_bias, expand_weight);
   check_bias("reduce_bias", reduce_bias, g.reduced);
   check_bias("expand_bias", expand_bias, g.map.channels);
-  Tensor y = torch::stable::empty_like(x);
-  Tensor statistics = torch::stable::new_empty(x, {g.samples, g.statistics_width()}, accumulator_of(x.scalar_type()));
+  Tensor y = new_like(x);
+  Tensor statistics = sod_ops::new_empty(x, {g.samples, g.statistics_width()}, accumulator_of(x.scalar_type()));
   STD_TORCH_CHECK(readable(y, g.map.planar), "squeeze_excite: the result for x has another memory format");
   for_dtype(x.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -328,12 +343,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(const
                       statistics.scalar_type() == accumulator_of(x.scalar_type()),
                   "squeeze_excite_backward: statistics must be what squeeze_excite returned");
   const bool reduces = reduce_weight.has_value();
-  Tensor grad_x = torch::stable::empty_like(x);
+  Tensor grad_x = new_like(x);
   Tensor grad_reduce_weight =
-      reduces ? torch::stable::empty_like(*reduce_weight) : torch::stable::new_empty(expand_weight, {0});
-  Tensor grad_reduce_bias = torch::stable::new_empty(expand_weight, {g.reduced});
-  Tensor grad_expand_weight = torch::stable::empty_like(expand_weight);
-  Tensor grad_expand_bias = torch::stable::new_empty(expand_weight, {g.map.channels});
+      reduces ? new_like(*reduce_weight) : sod_ops::new_empty(expand_weight, {0}, expand_weight.scalar_type());
+  Tensor grad_reduce_bias = sod_ops::new_empty(expand_weight, {g.reduced}, expand_weight.scalar_type());
+  Tensor grad_expand_weight = new_like(expand_weight);
+  Tensor grad_expand_bias = sod_ops::new_empty(expand_weight, {g.map.channels}, expand_weight.scalar_type());
   for_dtype(x.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const Parameters<T> parameters(g, reduce_weight, std::nullopt, expand_weight, std::nullopt, activation, gate);

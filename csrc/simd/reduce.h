@@ -21,7 +21,9 @@ inline Accumulator<T> sum_run(const T* a, const T* b, int64_t n) {
     }
   };
   L total = L::fill(0);
-  for (int64_t begin = 0; begin < n; begin += stretch) {
+  const int64_t start = aligned_start(a, n);
+  if (start > 0) add(total, 0, start);
+  for (int64_t begin = start; begin < n; begin += stretch) {
     const int64_t end = std::min(n, begin + stretch);
     L s0 = L::fill(0), s1 = s0, s2 = s0, s3 = s0;
     int64_t i = begin;

@@ -79,43 +79,59 @@ void sums(MapShape shape, const T* a, int64_t a_step, const T* b, int64_t b_step
                : sums_of<T, true>(shape, a, a_step, b, b_step, sums);
 }
 
-template <typename T, bool kOffset>
+// y[i] = a[i] * f(i) + o(i) for one run of memory. With kStream, all of y but its ends is stored past the caches.
+template <typename T, bool kOffset, bool kStream, typename Factor, typename Offset>
+inline void scale_run(const T* a, T* y, int64_t n, const Factor& factor, const Offset& offset) {
+  using L = Lanes<T>;
+  const auto value = [&](int64_t i, int64_t count) {
+    if constexpr (kOffset) return fmadd(L::load(a + i, count), factor(i, count), offset(i, count));
+    return L::load(a + i, count) * factor(i, count);
+  };
+  int64_t i = simd::aligned_start(y, n);
+  if (i > 0) value(0, i).store(y, i);
+  for (; i + L::kSize <= n; i += L::kSize) {
+    kStream ? value(i, L::kSize).stream(y + i) : value(i, L::kSize).store(y + i);
+  }
+  if (i < n) value(i, n - i).store(y + i, n - i);
+}
+
+template <typename T, bool kOffset, bool kStream>
 void scale_of(MapShape shape, const T* a, int64_t a_step, const Accumulator<T>* factor, const Accumulator<T>* offset,
               T* y, int64_t y_step) {
   using L = Lanes<T>;
   if (shape.planar) {
     for (int64_t c = 0; c < shape.channels; ++c) {
-      const T* from = a + c * a_step;
-      T* to = y + c * y_step;
-      const L f = L::fill(factor[c]);
-      const L o = L::fill(kOffset ? offset[c] : 0);
-      for_each_piece<T>(shape.pixels, [&](int64_t i, auto count) {
-        const L value = L::load(from + i, count);
-        (kOffset ? fmadd(value, f, o) : value * f).store(to + i, count);
-      });
+      const L f = L::fill(factor[c]), o = L::fill(kOffset ? offset[c] : 0);
+      scale_run<T, kOffset, kStream>(
+          a + c * a_step, y + c * y_step, shape.pixels, [&](int64_t, int64_t) { return f; },
+          [&](int64_t, int64_t) { return o; });
     }
-    return;
+  } else {
+    for (int64_t p = 0; p < shape.pixels; ++p) {
+      scale_run<T, kOffset, kStream>(
+          a + p * a_step, y + p * y_step, shape.channels,
+          [&](int64_t c, int64_t count) { return L::load_accumulators(factor + c, count); },
+          [&](int64_t c, int64_t count) { return L::load_accumulators(offset + c, count); });
+    }
   }
-  for (int64_t p = 0; p < shape.pixels; ++p) {
-    const T* from = a + p * a_step;
-    T* to = y + p * y_step;
-    for_each_piece<T>(shape.channels, [&](int64_t c, auto count) {
-      const L value = L::load(from + c, count);
-      const L f = L::load_accumulators(factor + c, count);
-      if constexpr (kOffset) {
-        fmadd(value, f, L::load_accumulators(offset + c, count)).store(to + c, count);
-      } else {
-        (value * f).store(to + c, count);
-      }
-    });
-  }
+  if constexpr (kStream) simd::stream_fence();
 }
 
 template <typename T>
 void scale(MapShape shape, const T* a, int64_t a_step, const Accumulator<T>* factor, const Accumulator<T>* offset, T* y,
-           int64_t y_step) {
-  offset == nullptr ? scale_of<T, false>(shape, a, a_step, factor, offset, y, y_step)
-                    : scale_of<T, true>(shape, a, a_step, factor, offset, y, y_step);
+           int64_t y_step, bool stream) {
+  // Short runs that do not fall on whole registers are mostly ends.
+  constexpr int64_t size = Lanes<T>::kSize;
+  const int64_t run = shape.planar ? shape.pixels : shape.channels;
+  const bool whole = run % size == 0 && y_step % size == 0 && reinterpret_cast<uintptr_t>(y) % simd::kRegister == 0;
+  stream = stream && (whole || run >= simd::kLongRun<T>);
+  if (offset == nullptr) {
+    stream ? scale_of<T, false, true>(shape, a, a_step, factor, offset, y, y_step)
+           : scale_of<T, false, false>(shape, a, a_step, factor, offset, y, y_step);
+  } else {
+    stream ? scale_of<T, true, true>(shape, a, a_step, factor, offset, y, y_step)
+           : scale_of<T, true, false>(shape, a, a_step, factor, offset, y, y_step);
+  }
 }
 
 template <typename T>
@@ -138,20 +154,36 @@ void matrix_times_vector(const Acc* matrix, const Acc* v, const Acc* bias, int64
   }
 }
 
-// y[j] = sum over i of v[i] * matrix[i, j]
+// y[j] = sum over i of v[i] * matrix[i, j], for kRegisters registers of columns at once: a row's part is one run of
+// memory.
+template <typename Acc, int kRegisters>
+inline void vector_times_columns(const Acc* v, const Acc* matrix, int64_t rows, int64_t columns, Acc* y, int64_t last) {
+  using L = Lanes<Acc>;
+  L total[kRegisters];
+  for (auto& lanes : total) lanes = L::fill(0);
+  for (int64_t i = 0; i < rows; ++i) {
+    const L factor = L::fill(v[i]);
+    for (int k = 0; k < kRegisters; ++k) {
+      const int64_t count = k + 1 == kRegisters ? last : L::kSize;
+      total[k] = fmadd(L::load(matrix + i * columns + k * L::kSize, count), factor, total[k]);
+    }
+  }
+  for (int k = 0; k < kRegisters; ++k) total[k].store(y + k * L::kSize, k + 1 == kRegisters ? last : L::kSize);
+}
+
 template <typename Acc>
 void vector_times_matrix(const Acc* v, const Acc* matrix, int64_t rows, int64_t columns, Acc* y) {
-  using L = Lanes<Acc>;
-  for_each_piece<Acc>(columns, [&](int64_t j, auto count) {
-    L even = L::fill(0), odd = even;
-    int64_t i = 0;
-    for (; i + 2 <= rows; i += 2) {
-      even = fmadd(L::load(matrix + i * columns + j, count), L::fill(v[i]), even);
-      odd = fmadd(L::load(matrix + (i + 1) * columns + j, count), L::fill(v[i + 1]), odd);
-    }
-    if (i < rows) even = fmadd(L::load(matrix + i * columns + j, count), L::fill(v[i]), even);
-    (even + odd).store(y + j, count);
-  });
+  constexpr int64_t size = Lanes<Acc>::kSize;
+  int64_t j = 0;
+  for (; j + 8 * size <= columns; j += 8 * size) {
+    vector_times_columns<Acc, 8>(v, matrix + j, rows, columns, y + j, size);
+  }
+  for (; j + 4 * size <= columns; j += 4 * size) {
+    vector_times_columns<Acc, 4>(v, matrix + j, rows, columns, y + j, size);
+  }
+  for (; j < columns; j += size) {
+    vector_times_columns<Acc, 1>(v, matrix + j, rows, columns, y + j, std::min(size, columns - j));
+  }
 }
 
 // to[i] = f(from[i]) on vectors.

@@ -20,8 +20,10 @@ struct MapKernels {
   // sums[c] = sum over pixels of a, or of a * b where b is not null. Both have their own step.
   void (*sums)(MapShape shape, const T* a, int64_t a_step, const T* b, int64_t b_step, Acc* sums);
 
-  // y[c, p] = a[c, p] * factor[c] + offset[c]; a null offset is 0.
-  void (*scale)(MapShape shape, const T* a, int64_t a_step, const Acc* factor, const Acc* offset, T* y, int64_t y_step);
+  // y[c, p] = a[c, p] * factor[c] + offset[c]; a null offset is 0. `stream` says that y is too large to be found in a
+  // cache later, so that it is written past them.
+  void (*scale)(MapShape shape, const T* a, int64_t a_step, const Acc* factor, const Acc* offset, T* y, int64_t y_step,
+                bool stream);
 
   // Between parameters of type T and the type that they are computed in.
   void (*widen)(const T* from, Acc* to, int64_t n);

@@ -141,14 +141,27 @@ struct Lanes {
     return lanes;
   }
 
-  void store(T* p, int64_t count = kSize) const {
-    Vectorized<T> raw;
+  Vectorized<T> narrowed() const {
     if constexpr (kWiden) {
-      raw = at::vec::convert_from_float<T>(v[0], v[1]);
+      return at::vec::convert_from_float<T>(v[0], v[1]);
     } else {
-      raw = v[0];
+      return v[0];
     }
-    count == kSize ? raw.store(p) : raw.store(p, count);
+  }
+
+  void store(T* p, int64_t count = kSize) const { count == kSize ? narrowed().store(p) : narrowed().store(p, count); }
+
+  // Stores all lanes past the caches, without first reading the cache line that they overwrite. p is aligned to a
+  // register. Call stream_fence() after the last.
+  void stream(T* p) const {
+    const Vectorized<T> raw = narrowed();
+#if defined(CPU_CAPABILITY_AVX512)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), _mm512_loadu_si512(&raw));
+#elif defined(CPU_CAPABILITY_AVX2)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(&raw)));
+#else
+    raw.store(p);
+#endif
   }
 
   void store_accumulators(Acc* p, int64_t count = kSize) const {
@@ -192,6 +205,28 @@ inline void for_each_piece(int64_t length, const Body& body) {
   int64_t i = 0;
   for (; i + size <= length; i += size) body(i, std::integral_constant<int64_t, size>{});
   if (i < length) body(i, length - i);
+}
+
+// Makes everything streamed visible before what this thread writes next.
+inline void stream_fence() {
+#if defined(CPU_CAPABILITY_AVX512) || defined(CPU_CAPABILITY_AVX2)
+  _mm_sfence();
+#endif
+}
+
+constexpr uintptr_t kRegister = Vectorized<float>::size() * sizeof(float);
+
+// Runs of memory from this length on are worth starting with a short piece that aligns the rest: an access that
+// straddles two cache lines costs two.
+template <typename T>
+constexpr int64_t kLongRun = 6 * Lanes<T>::kSize;
+
+// How many of the n elements at p to take before the first whole register: up to the next aligned address in a long
+// run.
+template <typename T>
+inline int64_t aligned_start(const T* p, int64_t n) {
+  if (n < kLongRun<T>) return 0;
+  return static_cast<int64_t>((kRegister - reinterpret_cast<uintptr_t>(p) % kRegister) % kRegister / sizeof(T));
 }
 
 }  // namespace CPU_CAPABILITY

@@ -115,14 +115,18 @@ def _reference(activation: int, gate: int) -> Callable[..., Tensor]:
 class _SqueezeExcite(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kernels: Kernels, *inputs: Any) -> Tensor:
-        outputs = kernels.forward(*inputs)
+        with below_autograd():
+            outputs = kernels.forward(*inputs)
         ctx.kernels = kernels
         _save(ctx, inputs, outputs)
         return outputs[0]
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
-        return None, *_gradients(ctx, ctx.kernels.backward, grad_output)
+        if torch.is_grad_enabled():
+            return None, *_gradients(ctx, ctx.kernels.backward, grad_output)
+        with below_autograd():
+            return None, *_gradients(ctx, ctx.kernels.backward, grad_output)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
@@ -261,14 +265,34 @@ def _check_bias(argument: str, bias: Tensor | None, length: int) -> None:
 
 def _in_supported_layout(x: Tensor) -> Tensor:
     """``x`` itself where the kernels read it in place: one sample's planes, or its pixels, lie at a fixed step."""
-    _, channels, _, width = x.shape
-    _, channel_step, row_step, column_step = x.stride()
-    planar = column_step == 1 and row_step == width
-    interleaved = channel_step == 1 and row_step == width * column_step and column_step >= channels
+    samples, channels, height, width = x.shape
+    sample_step, channel_step, row_step, column_step = x.stride()
+    pixels = height * width
+    planar = (
+        column_step == 1
+        and row_step == width
+        and _are_apart(channel_step, channels, pixels)
+        and _are_apart(sample_step, samples, pixels)
+    )
+    interleaved = (
+        channel_step == 1
+        and row_step == width * column_step
+        and _are_apart(column_step, pixels, channels)
+        and _are_apart(sample_step, samples, channels)
+    )
     return x if planar or interleaved else x.contiguous()
+
+
+def _are_apart(step: int, count: int, extent: int) -> bool:
+    """Whether ``count`` runs of ``extent`` elements, ``step`` from one to the next, share no memory, or share it all."""
+    return count <= 1 or step == 0 or step >= extent
 
 
 def _as_laid_out(grad_output: Tensor, x: Tensor) -> Tensor:
     """``grad_output`` with the strides that the output for ``x`` has: the kernels walk both with one index."""
+    if x.is_contiguous():
+        return grad_output.contiguous()
+    if grad_output.stride() == x.stride():
+        return grad_output
     like = torch.empty_like(x)
     return grad_output if grad_output.stride() == like.stride() else like.copy_(grad_output)

@@ -26,11 +26,12 @@ def _gelu_tanh(z: Tensor) -> Tensor:
 
 def _hardsigmoid(z: Tensor) -> Tensor:
     # F.hardsigmoid's and F.hardswish's backward multiply by 1/6 rounded to float32, whatever the dtype.
-    return F.relu6(z + 3.0) / 6.0
+    return torch.where(z <= -3, 0.0, torch.where(z >= 3, 1.0, z / 6 + 0.5))
 
 
 def _hardswish(z: Tensor) -> Tensor:
-    return z * _hardsigmoid(z)
+    between = z.clamp(-3, 3)  # finite, so that the part that is not chosen has the gradient 0 and not NaN
+    return torch.where(z <= -3, z * 0.0, torch.where(z >= 3, z, between * (between / 6 + 0.5)))
 
 
 def _hardsigmoid_paddle(z: Tensor) -> Tensor:

@@ -1,0 +1,121 @@
+"""Walking a model: which of its modules are swapped, and which are left alone for which reason."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sod_ops import nn
+from sod_ops.accelerate import smp, timm, torchvision, verify
+from sod_ops.accelerate.functions import path_of
+from sod_ops.accelerate.report import Report
+from sod_ops.accelerate.swap import NotServedError, Swap, bind, is_bound, unbind
+
+# The classes known by import path, with what recognises an instance. A peer library adds a line.
+_CLASSES: Mapping[str, Callable[[torch.nn.Module], Swap]] = {
+    **timm.CLASSES,
+    **torchvision.CLASSES,
+    **smp.CLASSES,
+}
+
+# Names under which many projects have a block like these; one that is not known by path is named in the report.
+_LOOKS_FAMILIAR = re.compile(r"(^|[a-z]|SC)SE_?(Module|Block|Layer)$|Squeeze(And)?Excit")
+
+
+def accelerate(
+    model: torch.nn.Module, example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any] | None = None
+) -> Report:
+    """Lets the blocks of ``model`` that this package knows run its fused ops, in place, with the same results.
+
+    Served are the squeeze-and-excitation blocks of timm (``SEModule``, also with batch norm inside in evaluation mode,
+    ``EffectiveSEModule``, the EfficientNet family's ``SqueezeExcite``, SENet's ``SEModule``), torchvision
+    (``SqueezeExcitation``) and segmentation_models_pytorch (SENet's ``SEModule``, MobileOne's ``SEBlock``,
+    ``SCSEModule``). A class is known by its import path; subclasses are left alone, and so is every block with
+    something in it that the fused op does not compute.
+
+    Only the instances' ``forward`` changes. Classes, parameters, state_dict, hooks on the modules and train/eval stay;
+    copies (copy.deepcopy, pickle) are accelerated too. Weights are read at every call. A block goes back to its own
+    forward for every call that the fused op does not serve: its children have been replaced or given hooks since, batch
+    norm inside it trains, the input is not a float tensor of shape [N, C, H, W], or the model is being traced for
+    TorchScript or ONNX. (torch.jit.script reads source code: :func:`restore` before it.) A second call changes nothing.
+
+    Args:
+        model: the model, or a single block.
+        example_inputs: inputs that ``model`` accepts: a tensor, a tuple of positional arguments or a dictionary of
+            keyword arguments. Where they are given, each block is run on what reaches it, both ways, and only those
+            whose output and gradients agree are swapped. The model runs once, in its mode; parameters, gradients,
+            buffers and PyTorch's random state are left as they were.
+
+    Returns:
+        The modules swapped, and those left alone with the reason. ``print`` it.
+
+    Raises:
+        TypeError: ``model`` is not a module, or ``example_inputs`` none of the above.
+    """
+    _check_model("accelerate", model)
+    arguments = None if example_inputs is None else verify.call_arguments(example_inputs)
+    found = {name: (module, _swap_or_reason(module)) for name, module in model.named_modules()}
+    if arguments is not None:
+        swaps = {name: (module, outcome) for name, (module, outcome) in found.items() if isinstance(outcome, Swap)}
+        for name, reason in verify.deviations(model, swaps, arguments).items():
+            found[name] = found[name][0], reason
+    report = Report()
+    for name, (module, outcome) in found.items():
+        if isinstance(outcome, Swap):
+            bind(module, outcome)
+            report.swapped.append((name, _class_name(module)))
+        elif outcome is not None:
+            report.left.append((name, _class_name(module), outcome))
+    return report
+
+
+def restore(model: torch.nn.Module) -> int:
+    """Takes back what :func:`accelerate` did to ``model``, so that every module runs its own forward again.
+
+    Returns:
+        How many modules were restored: 0 where none was accelerated.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+    """
+    _check_model("restore", model)
+    return sum(unbind(module) for module in model.modules())
+
+
+def _check_model(function: str, model: object) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"{function}: model must be a torch.nn.Module, got {type(model).__name__}")
+
+
+def _class_name(module: Any) -> str:
+    return module.original_name if isinstance(module, torch.jit.ScriptModule) else type(module).__name__
+
+
+def _swap_or_reason(module: torch.nn.Module) -> Swap | str | None:
+    """The swap for a module, or why it is left alone; None for one that no op of this package is for."""
+    try:
+        return _recognise(module)
+    except NotServedError as reason:
+        return str(reason)
+
+
+def _recognise(module: torch.nn.Module) -> Swap | None:
+    if is_bound(module):
+        raise NotServedError("already accelerated")
+    path = path_of(type(module))
+    if path in _CLASSES:
+        if "forward" in module.__dict__:
+            raise NotServedError("its forward has been replaced")
+        if path_of(type(module).forward) != f"{path}.forward":
+            raise NotServedError("the forward of its class has been replaced")
+        return _CLASSES[path](module)
+    base = next((path for path in map(path_of, type(module).__mro__) if path in _CLASSES), None)
+    if base is not None:
+        raise NotServedError(f"a subclass of {base}, which may compute something else")
+    if _LOOKS_FAMILIAR.search(_class_name(module)) and not isinstance(module, nn.SqueezeExcitation):
+        if isinstance(module, torch.jit.ScriptModule):
+            raise NotServedError("compiled by TorchScript")
+        raise NotServedError(f"{path} is not a class that sod_ops knows")
+    return None

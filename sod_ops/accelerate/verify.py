@@ -1,0 +1,158 @@
+"""Holding each swap to the module that it replaces, on what reaches that module when the model runs.
+
+The judge is the module's own forward in float64. The fused forward may be no further from it than rounding explains:
+:data:`_FACTOR` times what the module's own forward is away in the dtype at hand, or :data:`_ROUNDING` times the largest
+value, whichever is more. Sums in another order differ by a fraction of that; another function, slope or operand differs
+by far more.
+"""
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from sod_ops.accelerate.swap import Swap
+
+_FACTOR = 8
+# 64 units in the last place in float32, 4 where PyTorch itself sums in float32 and rounds the results. In float64 as in
+# float32: PyTorch's own hardsigmoid knows the 1/6 of its gradient in float32 only.
+_ROUNDING = {torch.float64: 8e-6, torch.float32: 8e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+Candidates: TypeAlias = Mapping[str, tuple[torch.nn.Module, Swap]]
+
+
+def call_arguments(example_inputs: Any) -> Arguments:
+    """The positional and keyword arguments that ``example_inputs`` stands for."""
+    if isinstance(example_inputs, Tensor):
+        return (example_inputs,), {}
+    if isinstance(example_inputs, tuple):
+        return example_inputs, {}
+    if isinstance(example_inputs, Mapping) and all(isinstance(name, str) for name in example_inputs):
+        return (), dict(example_inputs)
+    raise TypeError(
+        "accelerate: example_inputs must be a Tensor, a tuple of positional arguments or a dictionary of keyword "
+        f"arguments, got {type(example_inputs).__name__}"
+    )
+
+
+def deviations(model: torch.nn.Module, candidates: Candidates, arguments: Arguments) -> dict[str, str]:
+    """Runs ``model`` once and compares each candidate's swap with its own forward, on its first input.
+
+    Returns:
+        The names of those that are not proven equal, with the reason.
+    """
+    reasons = dict.fromkeys(candidates, "example_inputs do not reach it")
+    seen: set[str] = set()
+
+    def compare_with(name: str, swap: Swap) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if name not in seen:
+                seen.add(name)
+                reason = _why_it_deviates(module, swap, args, kwargs)
+                if reason is None:
+                    del reasons[name]
+                else:
+                    reasons[name] = reason
+
+        return hook
+
+    positional, keywords = arguments
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_state_preserved(model))
+        for name, (module, swap) in candidates.items():
+            hook = module.register_forward_pre_hook(compare_with(name, swap), with_kwargs=True)
+            stack.callback(hook.remove)
+        with torch.inference_mode(False), torch.no_grad():
+            model(*positional, **keywords)
+    return reasons
+
+
+@contextlib.contextmanager
+def _state_preserved(model: torch.nn.Module) -> Iterator[None]:
+    """Gives buffers (running statistics, counters) and PyTorch's random state back as they were."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    with _random_state_preserved(model):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+
+@contextlib.contextmanager
+def _random_state_preserved(model: torch.nn.Module) -> Iterator[None]:
+    devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)):
+        yield
+
+
+def _why_it_deviates(module: torch.nn.Module, swap: Swap, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    def own(module: Any, *args: Any, **kwargs: Any) -> Any:
+        return type(module).forward(module, *args, **kwargs)
+
+    def fused(module: Any, *args: Any, **kwargs: Any) -> Any:
+        return swap.forward(module, swap.spec, *args, **kwargs)
+
+    expected = _output_and_gradients(own, copy.deepcopy(module).double(), args, kwargs, torch.float64)
+    plain = _output_and_gradients(own, module, args, kwargs)
+    try:
+        found = _output_and_gradients(fused, module, args, kwargs)
+    except Exception as error:  # whatever it is, the module itself did not raise it
+        return f"on example_inputs it raises {type(error).__name__}: {error}"
+    for what, reference in expected.items():
+        if found[what].shape != reference.shape or found[what].dtype != plain[what].dtype:
+            return f"on example_inputs the {what} has another shape or dtype"
+        scale = float(reference.abs().max()) if reference.numel() else 0.0
+        rounding = max(_FACTOR * _distance(plain[what], reference), _ROUNDING[plain[what].dtype] * scale)
+        distance = _distance(found[what], reference)
+        if not distance <= rounding:
+            return (
+                f"on example_inputs the {what} deviates by {distance:.1e} where rounding explains {rounding:.1e} "
+                f"(largest value {scale:.1e})"
+            )
+    return None
+
+
+def _output_and_gradients(
+    forward: Callable[..., Any],
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dtype: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """The output, and the gradients of every floating input (in ``dtype``, if given) and every trained parameter."""
+    leaves: dict[str, Tensor] = {}
+
+    def leaf(name: str, value: Any) -> Any:
+        if not (isinstance(value, Tensor) and value.is_floating_point()):
+            return value
+        value = value.detach().to(dtype or value.dtype, copy=True).requires_grad_()
+        leaves[f"gradient of {name}"] = value
+        return value
+
+    with _random_state_preserved(module), torch.inference_mode(False), torch.enable_grad():
+        output = forward(
+            module,
+            *(leaf(f"input {index}", value) for index, value in enumerate(args)),
+            **{name: leaf(f"input {name}", value) for name, value in kwargs.items()},
+        )
+        trained = ((name, value) for name, value in module.named_parameters() if value.requires_grad)
+        leaves |= {f"gradient of {name}": value for name, value in trained}
+        # The same at every run, and not drawn from the random state of the model's owner.
+        grad_output = torch.randn(output.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        gradients = torch.autograd.grad(
+            output, list(leaves.values()), grad_output.to(output.device, output.dtype), allow_unused=True
+        )
+    results = {"output": output.detach()}
+    for (name, value), gradient in zip(leaves.items(), gradients, strict=True):
+        results[name] = torch.zeros_like(value) if gradient is None else gradient
+    return results
+
+
+def _distance(value: Tensor, reference: Tensor) -> float:
+    return float((value.double() - reference).abs().max()) if reference.numel() else 0.0

@@ -1,0 +1,279 @@
+"""The benchmarks: one small case from end to end, what they verify and record, and the report."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import sod_ops
+from benchmarks import allocator, report
+from benchmarks.contest import FORWARD, HOST, MODES, QUICK, TRAINING, Case, Function, WrongResultError, measure
+from benchmarks.devices import Clock, Cpu, Run
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_benchmarks(*arguments: str) -> str:
+    """What pytest prints. The variables that a developer or other tests may have set must not reach it."""
+    foreign = {*allocator.REUSED, "SOD_OPS_BACKEND", "TRITON_INTERPRET"}
+    environment = {name: value for name, value in os.environ.items() if name not in foreign}
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--device", "cpu", "--quick", *arguments]
+    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+class Finished(NamedTuple):
+    output: str
+    directory: Path
+    document: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """The smallest case and the host's time, measured once for all tests here."""
+    out = tmp_path_factory.mktemp("results")
+    output = run_benchmarks("-k", "2x16x8x8 or host", "--out", str(out))
+    (path,) = out.glob("*/*.json")
+    return Finished(output, path.parent, json.loads(path.read_text()))
+
+
+def test_results_say_where_they_come_from(finished: Finished) -> None:
+    document = finished.document
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    assert document["commit"]["id"] == (head.stdout.strip() if head.returncode == 0 else "unversioned")
+    assert document["device"]["type"] == "cpu"
+    assert document["threads"] == torch.get_num_threads()
+    assert document["versions"]["torch"] == torch.__version__
+    assert document["versions"]["sod_ops"] == sod_ops.__version__
+    assert "-k '2x16x8x8 or host'" in document["command"]
+    assert document["quick"]
+    assert not document["complete"]
+
+
+def test_memory_is_reused_and_the_output_says_so(finished: Finished) -> None:
+    assert finished.document["allocator"] == allocator.REUSED
+    assert all(f"{name}={value}" in finished.output for name, value in allocator.REUSED.items())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_contestant_has_its_figures(finished: Finished, mode: str) -> None:
+    (record,) = [record for record in finished.document["results"] if record["mode"] == mode]
+    assert list(record["contestants"]) == ["eager", "compile", "peer", "ours"]
+    result_bytes = 2 * 16 * 8 * 8 * 4
+    for figures in record["contestants"].values():
+        assert 0 < figures["wall"]["p20"] <= figures["wall"]["median"] <= figures["wall"]["p80"]
+        # y, and with a backward x's gradient; no contestant needs ten maps for either
+        assert result_bytes <= figures["memory"] <= 10 * result_bytes
+    assert list(record["speedup"]["wall"]) == ["eager", "compile", "peer"]
+    assert record["floor_bytes"] == (2 if mode == FORWARD else 5) * result_bytes
+    floor = record["floor"]["wall"]
+    assert floor["median"] == pytest.approx(record["floor_bytes"] / floor["bandwidth"], rel=1e-3)
+    assert record["rounds"] == QUICK.least_rounds
+
+
+def test_host_time_is_compared_with_an_empty_operator(finished: Finished) -> None:
+    (record,) = [record for record in finished.document["results"] if record["mode"] == HOST]
+    assert list(record["contestants"]) == ["eager", "ours", "empty operator"]
+    assert record["over_empty_operator"]["median"] > 0
+
+
+def test_a_part_is_not_written_over_the_results() -> None:
+    output = run_benchmarks("-k", "host")
+    assert "written only with --out" in output
+    assert "wrote" not in output
+
+
+def test_report_draws_and_checks(finished: Finished, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    arguments = [str(finished.directory), "--readme", str(readme)]
+    assert report.main([*arguments, "--check"]) == 1
+    assert report.main(arguments) == 0
+    assert report.main([*arguments, "--check"]) == 0
+
+    # The case is none of the README's, but what was slower there is.
+    text = readme.read_text()
+    assert text.startswith(f"before\n{report.BEGIN}\n")
+    assert text.endswith(f"{report.END}\nafter\n")
+    assert "Too few rounds to be quoted" in text
+    assert "Where ours is slower" in text
+    page = (finished.directory / "README.md").read_text()
+    assert len(re.findall(r"^\| 2x16x8x8 R=4 float32 \|", page, flags=re.MULTILINE)) == len(MODES)
+    assert (finished.directory / "squeeze_excite.png").read_bytes().startswith(b"\x89PNG")
+
+    readme.write_text(text.replace("nowhere", "everywhere").replace("Milliseconds", "Seconds"))
+    assert report.main([*arguments, "--check"]) == 1
+
+
+def test_report_names_what_lost_and_what_failed(finished: Finished, tmp_path: Path) -> None:
+    document = json.loads(json.dumps(finished.document))
+    record = document["results"][0]
+    record["headline"] = True
+    record["speedup"]["wall"]["eager"] = {"median": 0.5, "p20": 0.4, "p80": 0.6}
+    record["contestants"]["compile"] = {"error": "InductorError: no"}
+    del record["speedup"]["wall"]["compile"]
+    (tmp_path / "squeeze_excite.json").write_text(json.dumps(document))
+    section = report.readme_section([tmp_path], tmp_path / "README.md")
+    assert f"- {record['case']}, {record['mode']} (wall): 0.50 (0.40 to 0.60) of eager\n" in section
+    assert f"- {record['case']}, {record['mode']}, torch.compile: `InductorError: no`\n" in section
+    (row,) = [line for line in section.splitlines() if line.startswith(f"| {record['case']} |")]
+    assert row.split(" | ")[2] == "failed"
+    assert row.split(" | ")[5] == "0.50"  # the better is the one that is left
+
+
+def test_report_draws_a_part(finished: Finished, tmp_path: Path) -> None:
+    for mode in (FORWARD, HOST):
+        records = [record for record in finished.document["results"] if record["mode"] == mode]
+        path = tmp_path / mode / "squeeze_excite.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps(finished.document | {"results": records}))
+        assert report.main([str(path.parent)]) == 0
+        assert path.with_suffix(".png").exists() == (mode == FORWARD)  # of the host's time there is nothing to plot
+
+
+def test_peak_memory_counts_what_is_held_at_once() -> None:
+    def run() -> tuple[Tensor, ...]:
+        first = torch.zeros(1000, dtype=torch.uint8)
+        second = torch.zeros(2000, dtype=torch.uint8)
+        del first
+        third = torch.zeros(500, dtype=torch.uint8)
+        return second, third
+
+    run()
+    assert Cpu("a processor").peak_memory(run) == 3000
+
+
+def test_readme_shows_the_results_of_this_repository() -> None:
+    assert report.main(["--readme", str(ROOT / "README.md"), "--check"]) == 0
+
+
+def test_readme_without_markers_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "README.md").write_text("nothing to replace here\n")
+    with pytest.raises(SystemExit) as stopped:
+        report.main(["--readme", str(tmp_path / "README.md")])
+    assert stopped.value.code == 2
+    assert report.BEGIN in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Doubling(Case):
+    """y = 2x, with an error in ours or a peer that fails where a test wants one."""
+
+    our_factor: float = 2.0
+    our_gradient_factor: float = 1.0
+    peer_error: Exception | None = None
+
+    peer_name = "a peer"
+    name = "doubling"
+    headline = False
+
+    def inputs(self, device: str) -> tuple[Tensor, ...]:
+        return (torch.linspace(-1, 1, 64, device=device).requires_grad_(),)
+
+    def reference(self, *inputs: Tensor) -> Tensor:
+        return 2 * inputs[0]
+
+    def eager(self) -> Function:
+        return lambda x: x + x
+
+    def ours(self) -> Function:
+        def double(x: Tensor) -> Tensor:
+            y = self.our_factor * x
+            if y.requires_grad:
+                y.register_hook(lambda gradient: gradient * self.our_gradient_factor)
+            return y
+
+        return double
+
+    def peer(self, *inputs: Tensor) -> Callable[[], Tensor]:
+        def double() -> Tensor:
+            y = inputs[0].mul(2)
+            if self.peer_error is not None:
+                y.sum().backward()
+                raise self.peer_error
+            return y
+
+        return double
+
+    def floor_bytes(self, mode: str) -> int:
+        return 512
+
+
+class DriftingClock:
+    """Pretends that each contestant takes its own time, on a machine that gets slower from round to round."""
+
+    name = "wall"
+    seconds_of_entrants = (6e-3, 8e-3, 2e-3, 1e-3)  # eager, peer, ours, copy
+
+    def __init__(self) -> None:
+        self.prepared: list[Run] = []
+        self.rounds = 0
+
+    def prepare(self, run: Run) -> Run:
+        self.prepared.append(run)
+        return run
+
+    def seconds(self, run: Run, calls: int) -> float:
+        return self.seconds_of_entrants[self.prepared.index(run)] * (1 + self.rounds)
+
+
+class Bench:
+    """Measures a case here, without torch.compile."""
+
+    def __init__(self) -> None:
+        self.clock = DriftingClock()
+        self.device = Cpu("a processor")
+        self.device.compile_modes = {}
+
+    def measure(self, case: Case, mode: str) -> dict[str, Any]:
+        return measure(case, mode, self.device, QUICK, self.run_rounds, autotune=False)
+
+    def run_rounds(self, function: Callable[[], None], rounds: int) -> None:
+        for _ in range(rounds):
+            function()
+            self.clock.rounds += 1
+
+
+def test_ratios_are_formed_within_a_round() -> None:
+    bench = Bench()
+    clocks: tuple[Clock, ...] = (bench.clock,)
+    bench.device.clocks = clocks
+    record = bench.measure(Doubling(), FORWARD)
+    assert record["contestants"]["ours"]["wall"]["p80"] > 1.5 * record["contestants"]["ours"]["wall"]["p20"]
+    for name, speedup in (("eager", 3.0), ("peer", 4.0)):
+        assert record["speedup"]["wall"][name] == pytest.approx({"median": speedup, "p20": speedup, "p80": speedup})
+    copied = 2 * 256 * 2**20
+    assert record["floor_fraction"]["wall"]["median"] == pytest.approx(512 / copied / 2)
+
+
+@pytest.mark.parametrize(
+    ("case", "mode"),
+    [
+        (Doubling(our_factor=2.01), FORWARD),
+        (Doubling(our_factor=float("nan")), FORWARD),
+        (Doubling(our_gradient_factor=1.01), TRAINING),
+        (Doubling(our_factor=2.01), HOST),
+    ],
+    ids=["forward", "nan", "gradient", "host"],
+)
+def test_a_wrong_result_is_not_timed(case: Case, mode: str) -> None:
+    bench = Bench()
+    with pytest.raises(WrongResultError, match=r"ours: result \d differs from the reference"):
+        bench.measure(case, mode)
+    assert bench.clock.rounds == 0
+
+
+def test_a_contestant_that_fails_is_named_and_leaves_no_gradient_to_the_others() -> None:
+    record = Bench().measure(Doubling(peer_error=NotImplementedError("not\nhere")), TRAINING)
+    assert record["contestants"]["peer"] == {"error": "NotImplementedError: not"}
+    assert list(record["speedup"]["wall"]) == ["eager"]

@@ -1,0 +1,164 @@
+"""What only a GPU can show: streams, graphs, synchronisation, memory. Collected where there is one (conftest.py)."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import sod_ops
+
+DEVICE = "cuda"
+
+
+class Call(NamedTuple):
+    """One op on inputs of model size: ``function(*inputs)`` returns one tensor."""
+
+    function: Callable[..., Tensor]
+    inputs: tuple[Tensor, ...]
+
+
+def squeeze_excite(dtype: torch.dtype, device: str) -> Call:
+    shapes = ((8, 64, 28, 28), (16, 64, 1, 1), (16,), (64, 16, 1, 1), (64,))
+    inputs = tuple((torch.randn(s, device=device) * 0.3).to(dtype).requires_grad_() for s in shapes)
+    return Call(sod_ops.squeeze_excite, inputs)
+
+
+# An op adds a line.
+CALLS = {"squeeze_excite": squeeze_excite}
+
+
+@pytest.fixture(params=CALLS)
+def make(request: pytest.FixtureRequest) -> Callable[..., Call]:
+    return CALLS[request.param]
+
+
+@pytest.fixture(params=["triton", "cuda"], autouse=True)
+def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each backend that has a kernel for the op."""
+    if request.param == "cuda":
+        operator = request.node.callspec.params.get("make", "squeeze_excite")
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"sod_ops::{operator}", "CUDA"):
+            pytest.skip(f"{operator} has no CUDA C++ kernel: Triton serves it")
+    with sod_ops.use_backend(request.param):
+        yield
+
+
+def forward_and_backward(call: Call) -> list[Tensor]:
+    output = call.function(*call.inputs)
+    wanted = [t for t in call.inputs if t.requires_grad]
+    return [output.detach(), *torch.autograd.grad(output, wanted, torch.ones_like(output))]
+
+
+def test_graph_capture_and_replay(make: Callable[..., Call]) -> None:
+    call = make(torch.float32, DEVICE)
+    expected = [t.clone() for t in forward_and_backward(call)]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            forward_and_backward(call)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = forward_and_backward(call)
+    for t in captured:
+        t.zero_()
+    graph.replay()
+    for a, e in zip(captured, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=0, atol=0)
+    # New values in the captured inputs.
+    with torch.no_grad():
+        call.inputs[0].copy_(torch.randn_like(call.inputs[0]))
+    graph.replay()
+    for a, e in zip(captured, forward_and_backward(call), strict=True):
+        torch.testing.assert_close(a, e, rtol=0, atol=0)
+
+
+def test_no_synchronisation(make: Callable[..., Call]) -> None:
+    call = make(torch.float32, DEVICE)
+    forward_and_backward(call)  # compiles and loads
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        forward_and_backward(call)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_runs_on_the_current_stream(make: Callable[..., Call]) -> None:
+    """Behind a long job on its stream, an op that ran elsewhere would read the inputs too early."""
+    call = make(torch.float32, DEVICE)
+    values = torch.randn_like(call.inputs[0])
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        with torch.no_grad():
+            call.inputs[0].copy_(values)
+        found = forward_and_backward(call)
+    stream.synchronize()
+    for a, e in zip(found, forward_and_backward(call), strict=True):
+        torch.testing.assert_close(a, e, rtol=0, atol=0)
+
+
+def test_bitwise_deterministic(make: Callable[..., Call]) -> None:
+    call = make(torch.bfloat16, DEVICE)
+    first = forward_and_backward(call)
+    for _ in range(100):
+        for a, e in zip(forward_and_backward(call), first, strict=True):
+            assert torch.equal(a, e)
+
+
+def test_second_device(make: Callable[..., Call]) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU only")
+    call = make(torch.float32, "cuda:1")
+    for t in forward_and_backward(call):
+        assert t.device == torch.device("cuda:1")
+
+
+def test_memory(make: Callable[..., Call]) -> None:
+    """A forward keeps its inputs and small statistics: beyond the output, less than a quarter of the largest input."""
+    call = make(torch.float32, DEVICE)
+    forward_and_backward(call)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    output = call.function(*call.inputs)
+    kept = torch.cuda.memory_allocated() - before
+    largest = max(t.numel() * t.element_size() for t in call.inputs)
+    assert kept <= output.numel() * output.element_size() + largest / 4
+
+
+def test_grad_scaler(make: Callable[..., Call]) -> None:
+    """AMP: float16 activations beside float32 parameters, an overflow is found and skipped."""
+    half, single = make(torch.float16, DEVICE), make(torch.float32, DEVICE)
+    parameters = [t.detach().clone().requires_grad_() for t in single.inputs[1:]]
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**8)
+    before = [p.detach().clone() for p in parameters]
+    for scale, moves in ((1.0, True), (float("inf"), False)):
+        optimizer.zero_grad()
+        with torch.autocast(DEVICE, torch.float16):
+            loss = half.function(half.inputs[0].detach(), *parameters).float().mean() * scale
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        moved = any(not torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
+        assert moved == moves
+        before = [p.detach().clone() for p in parameters]
+
+
+def test_squeeze_excite_of_more_than_2_to_the_31_elements() -> None:
+    free, _ = torch.cuda.mem_get_info()
+    shape = (2, 64, 4100, 4100)  # 2.15e9 elements
+    if free < 4 * torch.Size(shape).numel() * 2:
+        pytest.skip("needs 18 GiB of GPU memory")
+    x = torch.ones(shape, dtype=torch.bfloat16, device=DEVICE)
+    x[-1, -1, -1, -1] = 3
+    weights = [torch.zeros(s, dtype=torch.bfloat16, device=DEVICE) for s in ((8, 64), (8,), (64, 8), (64,))]
+    y = sod_ops.squeeze_excite(x, *weights)
+    assert y[-1, -1, -1, -1] == 1.5
+    assert y[0, 0, 0, 0] == 0.5
+    assert y[1, 63, 4000, 17] == 0.5

@@ -1,0 +1,34 @@
+"""One stem per op, the same in every layer: whoever knows an op's name knows its files."""
+
+from pathlib import Path
+
+import pytest
+from test_operators import OPS
+
+import sod_ops
+
+ROOT = Path(__file__).resolve().parent.parent
+
+FILES = (
+    "sod_ops/ops/{op}.py",
+    "sod_ops/reference/{op}.py",
+    "sod_ops/triton/{op}.py",
+    "csrc/cpu/{op}.cpp",
+    "csrc/simd/{op}.cpp",
+    "tests/test_{op}.py",
+    "benchmarks/bench_{op}.py",
+)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_has_all_its_files(op: str) -> None:
+    missing = [name for name in (f.format(op=op) for f in FILES) if not (ROOT / name).is_file()]
+    assert not missing
+    assert op in sod_ops.__all__
+    assert f"`{op}" in (ROOT / "README.md").read_text()
+
+
+def test_no_file_holds_two_things() -> None:
+    """About 400 lines is where a source file starts to."""
+    sources = [*ROOT.glob("sod_ops/**/*.py"), *ROOT.glob("csrc/**/*.*"), *ROOT.glob("benchmarks/*.py")]
+    assert {str(f.relative_to(ROOT)): n for f in sources if (n := len(f.read_text().splitlines())) > 420} == {}
