@@ -1,10 +1,16 @@
-"""Modules: thin faces of the ops, with parameters of their own."""
+"""Modules: thin faces of the ops; those of blocks have parameters of their own."""
 
 import torch
 from torch import Tensor
 
 from sod_ops.ops import _checks
-from sod_ops.ops.sigmoid_focal_loss import check_options, sigmoid_focal_loss
+from sod_ops.ops.box_iou_loss import (
+    check_options,
+    complete_box_iou_loss,
+    distance_box_iou_loss,
+    generalized_box_iou_loss,
+)
+from sod_ops.ops.sigmoid_focal_loss import check_focal_options, sigmoid_focal_loss
 from sod_ops.ops.squeeze_excite import squeeze_excite
 from sod_ops.reference.squeeze_excite import ACTIVATIONS, GATES
 
@@ -96,7 +102,7 @@ class SigmoidFocalLoss(torch.nn.Module):
 
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean") -> None:
         super().__init__()
-        check_options("SigmoidFocalLoss", alpha, gamma, reduction)
+        check_focal_options("SigmoidFocalLoss", alpha, gamma, reduction)
         self.alpha = alpha
         self.gamma = gamma
         self.reduction = reduction
@@ -113,3 +119,66 @@ def _check_count(argument: str, value: object) -> None:
         _checks.bad_type("SqueezeExcitation", argument, "an integer", f"{value!r} ({type(value).__name__})")
     if value < 1:
         _checks.bad_value("SqueezeExcitation", argument, "at least 1", value)
+
+
+class _BoxIoULoss(torch.nn.Module):
+    """What the IoU losses have in common: their options."""
+
+    def __init__(self, reduction: str = "mean", eps: float = 1e-7) -> None:
+        super().__init__()
+        check_options(type(self).__name__, reduction, eps)
+        self.reduction = reduction
+        self.eps = eps
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}, eps={self.eps}"
+
+
+class GeneralizedBoxIoULoss(_BoxIoULoss):
+    """Generalized IoU loss of pairs of boxes: :func:`sod_ops.generalized_box_iou_loss` with its options kept.
+
+    Args:
+        reduction: ``"mean"`` (as PyTorch's own losses have it; the function's default is ``"none"``), ``"none"`` or
+            ``"sum"``.
+        eps: what is added to the denominators, above 0.
+
+    Input and output:
+        Two tensors ``[N, 4]`` or ``[4]`` of (x1, y1, x2, y2); the loss of each pair, or their mean or sum.
+
+    Raises:
+        TypeError: ``reduction`` is not a string, ``eps`` not a number.
+        ValueError: one of them is out of its range.
+
+    Source:
+        Rezatofighi et al.: Generalized Intersection over Union, CVPR 2019.
+    """
+
+    def forward(self, boxes1: Tensor, boxes2: Tensor) -> Tensor:
+        return generalized_box_iou_loss(boxes1, boxes2, self.reduction, self.eps)
+
+
+class DistanceBoxIoULoss(_BoxIoULoss):
+    """Distance IoU loss of pairs of boxes: :func:`sod_ops.distance_box_iou_loss` with its options kept.
+
+    Args, input and output, and errors are those of :class:`GeneralizedBoxIoULoss`.
+
+    Source:
+        Zheng et al.: Distance-IoU Loss, AAAI 2020.
+    """
+
+    def forward(self, boxes1: Tensor, boxes2: Tensor) -> Tensor:
+        return distance_box_iou_loss(boxes1, boxes2, self.reduction, self.eps)
+
+
+class CompleteBoxIoULoss(_BoxIoULoss):
+    """Complete IoU loss of pairs of boxes: :func:`sod_ops.complete_box_iou_loss` with its options kept.
+
+    Args, input and output, and errors are those of :class:`GeneralizedBoxIoULoss`, but that ``eps`` is what is added to the
+    denominator of alpha alone.
+
+    Source:
+        Zheng et al.: Distance-IoU Loss, AAAI 2020.
+    """
+
+    def forward(self, boxes1: Tensor, boxes2: Tensor) -> Tensor:
+        return complete_box_iou_loss(boxes1, boxes2, self.reduction, self.eps)

@@ -1,5 +1,6 @@
 """Errors for bad arguments. Each names the op, the argument, what was expected and what came."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -79,3 +80,19 @@ def check_loss_shapes(op: str, prediction: str, predicted: Tensor, argument: str
             hint += f" ({argument}.unsqueeze(1) adds it)"
     expected = f"of the shape of {prediction}, {shape_of(predicted)}"
     bad_value(op, argument, expected, f"{shape_of(target)}; a loss never broadcasts{hint}")
+
+
+def check_positive(op: str, argument: str, value: object) -> None:
+    """ValueError (TypeError for what is not a number) unless ``value`` is finite and above 0."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        bad_type(op, argument, "a number", f"{value!r} ({type(value).__name__})")
+    if not 0 < value < math.inf:
+        bad_value(op, argument, "finite and above 0", value)
+
+
+def check_boxes(op: str, argument: str, value: Any, *, single: bool) -> None:
+    """Raises unless ``value`` is a floating tensor [N, 4] or, where a ``single`` box may stand alone, [4]."""
+    check_tensor(op, argument, value)
+    if value.dim() not in ((1, 2) if single else (2,)) or value.shape[-1] != 4:
+        bad_value(op, argument, "of shape [N, 4] or [4]" if single else "of shape [N, 4]", shape_of(value))
+    check_floating(op, argument, value)

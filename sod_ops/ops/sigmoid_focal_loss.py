@@ -166,7 +166,7 @@ _select = register(
 )
 
 
-def check_options(op: str, alpha: float, gamma: float, reduction: str) -> None:
+def check_focal_options(op: str, alpha: float, gamma: float, reduction: str) -> None:
     """ValueError or TypeError for what neither the function nor its module takes."""
     if not 0 <= _checks.check_number(op, "alpha", alpha) <= 1 and alpha != -1:
         _checks.bad_value(op, "alpha", "in [0, 1], or -1 to weigh nothing", alpha)
@@ -179,7 +179,7 @@ def check_options(op: str, alpha: float, gamma: float, reduction: str) -> None:
 def _check(inputs: Tensor, targets: Tensor, alpha: float, gamma: float, reduction: str) -> None:
     _checks.check_tensor(_OP, "inputs", inputs)
     _checks.check_tensor(_OP, "targets", targets)
-    check_options(_OP, alpha, gamma, reduction)
+    check_focal_options(_OP, alpha, gamma, reduction)
     _checks.check_floating(_OP, "inputs", inputs)
     if targets.dtype not in _TARGETS:
         _checks.bad_type(_OP, "targets", "floating, bool, uint8 or a signed integer", targets.dtype)

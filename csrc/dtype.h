@@ -1,0 +1,27 @@
+// From a tensor's dtype to a template's type.
+#pragma once
+
+#include "stable.h"
+
+namespace sod_ops {
+
+// Calls body with a null pointer of the type that `dtype` names; `op` and `argument` are for the message.
+template <typename Body>
+void for_floating(const char* op, const char* argument, torch::headeronly::ScalarType dtype, const Body& body) {
+  using torch::headeronly::ScalarType;
+  switch (dtype) {
+    case ScalarType::Float: return body(static_cast<float*>(nullptr));
+    case ScalarType::Double: return body(static_cast<double*>(nullptr));
+    case ScalarType::BFloat16: return body(static_cast<c10::BFloat16*>(nullptr));
+    case ScalarType::Half: return body(static_cast<c10::Half*>(nullptr));
+    default: STD_TORCH_CHECK(false, op, ": ", argument, " must be float32, float64, bfloat16 or float16");
+  }
+}
+
+// The dtype that sums and transcendental functions are taken in.
+inline torch::headeronly::ScalarType accumulator_of(torch::headeronly::ScalarType dtype) {
+  using torch::headeronly::ScalarType;
+  return dtype == ScalarType::Double ? dtype : ScalarType::Float;
+}
+
+}  // namespace sod_ops
