@@ -104,7 +104,8 @@ class _SigmoidFocalLoss(torch.autograd.Function):
         ctx: Any, kernels: Kernels, inputs: Tensor, targets: Tensor, alpha: float, gamma: float, reduction: int
     ) -> Tensor:
         stored = stores_gradient(inputs, reduction) and not targets.requires_grad
-        loss, gradient = kernels.forward(inputs, targets, alpha, gamma, reduction, stored)
+        with below_autograd():
+            loss, gradient = kernels.forward(inputs, targets, alpha, gamma, reduction, stored)
         ctx.kernels = kernels
         ctx.gradient = gradient if stored else None
         _save(ctx, (inputs, targets, alpha, gamma, reduction, False), (loss, gradient))

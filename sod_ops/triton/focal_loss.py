@@ -25,10 +25,10 @@ def double(number):
 
 @triton.jit
 def log1p_of_unit(e):
-    """log(1 + e) for 0 <= e <= 1, as 2 atanh(t) with t = e / (2 + e)."""
-    t = e / (2.0 + e)
-    s = t * t
+    """log(1 + e) for 0 <= e <= 1: in float32 a polynomial in e, in float64 2 atanh(t) with t = e / (2 + e)."""
     if e.dtype == tl.float64:
+        t = e / (2.0 + e)
+        s = t * t
         p = 0.085092900320486133349 * s + 0.04170049386160209928
         p = p * s + 0.06053043460530705816
         p = p * s + 0.066504867482841855248
@@ -38,19 +38,24 @@ def log1p_of_unit(e):
         p = p * s + 0.1428571427392684603
         p = p * s + 0.20000000000078622257
         p = p * s + 0.33333333333333151899
+        result = (t + t) * (s * p) + (t + t)
     else:
-        p = 0.140122293962 * s + 0.139995705448
-        p = p * s + 0.200108495291
-        p = p * s + 0.333332065664
-    twice = t + t
-    return twice + twice * (s * p)
+        p = 0.0053669325026 * e - 0.030073630394
+        p = p * e + 0.079216287292
+        p = p * e - 0.137547109
+        p = p * e + 0.19154038711
+        p = p * e - 0.2485724976
+        p = p * e + 0.33321331697
+        p = p * e - 0.49999648284
+        result = p * (e * e) + e
+    return result
 
 
 @triton.jit
 def sigmoid_focal(x, y, positive, negative, gamma, FOCUS: tl.constexpr):
     """Loss and derivative for the logit x and the target y, with weights ``positive`` and ``negative``."""
     other = 1.0 - y
-    leans_positive = x >= 0.0
+    leans_positive = x > 0.0
     a = tl.where(leans_positive, other, y)
     b = tl.where(leans_positive, y, other)
     magnitude = tl.abs(x)
@@ -59,28 +64,28 @@ def sigmoid_focal(x, y, positive, negative, gamma, FOCUS: tl.constexpr):
     log_sum = log1p_of_unit(e)
     c = a * magnitude + log_sum
     be = b * e
-    slope = r * (a - be)
+    difference = a - be
+    summed = a + be
     weight = positive * y + negative * other
     signed_weight = tl.where(leans_positive, weight, -weight)
     if FOCUS == ZERO:
         loss = weight * c
-        derivative = signed_weight * slope
+        derivative = signed_weight * (r * difference)
     elif FOCUS == POWER:
         # The smallest normal number in place of an underflowed q / r: log and the quotient stay finite, c and e are 0.
         tiny = 2.2250738585072014e-308 if x.dtype == tl.float64 else 1.1754943508222875e-38
-        d = a + be
-        d = tl.where(tl.abs(d) < tiny, tiny, d)
+        d = tl.where(tl.abs(summed) < tiny, tiny, summed)
         modulation = tl.exp(gamma * (tl.log(d) - log_sum))
-        gain = gamma * c * r * (e * (a - b) / d)
+        gain = gamma * c * (e * (a - b) / d)
         loss = weight * modulation * c
-        derivative = signed_weight * modulation * (gain + slope)
+        derivative = signed_weight * modulation * r * (gain + difference)
     else:
-        q = r * (a + be)
-        q_slope = c * r * (r * e) * (a - b)
+        q = r * summed
+        gain = c * e * (a - b)
         if FOCUS == ONE:
             loss = weight * q * c
-            derivative = signed_weight * (q_slope + q * slope)
+            derivative = signed_weight * (r * r) * (summed * difference + gain)
         else:
-            loss = weight * q * q * c
-            derivative = signed_weight * q * (q_slope + q_slope + q * slope)
+            loss = weight * (q * q) * c
+            derivative = signed_weight * q * (r * r) * (summed * difference + (gain + gain))
     return loss, derivative
