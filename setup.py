@@ -17,12 +17,11 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 CSRC = Path(__file__).resolve().parent / "csrc"
-# Without contraction: at::vec's a * b - c, like torch's own, rounds the product; fused, a - a of two products is not 0.
+# No contraction: a * b - c rounds the product, as torch's own does; fused, the difference of equal products is not 0.
 CXX_FLAGS = "-std=c++20 -O3 -ffp-contract=off -fPIC -fvisibility=hidden -g0 -Wall -Wno-unknown-pragmas -Wno-psabi"
 SIMD_FLAGS = {
     "DEFAULT": "-DCPU_CAPABILITY=DEFAULT",
     "AVX2": "-mavx2 -mfma -mf16c -DCPU_CAPABILITY=AVX2 -DCPU_CAPABILITY_AVX2",
-    # (GCC's own header leaves variables uninitialised on purpose.)
     "AVX512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -DCPU_CAPABILITY=AVX512 -DCPU_CAPABILITY_AVX512"
     " -Wno-uninitialized -Wno-maybe-uninitialized",
 }

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import triton
 
 from sod_ops import _extension
 
 ROOT = Path(__file__).resolve().parent.parent
 INFO = _extension.build_info()
+# Triton's wheel brings it; the compiler's package alone does not.
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
 def run(*command: str, cwd: Path = ROOT, **environment: str) -> str:
@@ -88,7 +91,7 @@ def test_cuda_sources_compile_without_spills(tmp_path: Path) -> None:
         targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in (75, 80, 90, 100, 120)]
         run(nvcc, "-std=c++20", "-O3", "-DUSE_CUDA", "--threads", "0", *targets, "-Xcompiler", "-fPIC",
             "-isystem", str(include), "-c", str(source), "-o", str(output))  # fmt: skip
-        usage = run("cuobjdump", "--dump-resource-usage", str(output))
+        usage = run(str(CUOBJDUMP), "--dump-resource-usage", str(output))
         assert "REG:" in usage
         assert [line for line in usage.splitlines() if re.search(r"STACK:[1-9]|LOCAL:[1-9]", line)] == [], source
 

@@ -185,6 +185,8 @@ def test_accelerate_writes_what_it_measured(capsys: pytest.CaptureFixture[str]) 
     assert Path("a/b/accelerate.png").read_bytes().startswith(b"\x89PNG")
 
     written = _written("a/b")
+    assert written["command"][:4] == ["python", "-m", "sod_ops", "accelerate"]
+    assert written["command"][4:7] == models
     assert written["settings"]["input"] == [2, 3, 32, 32]
     assert written["settings"]["dtype"] == "float32"
     assert written["versions"]["torch"] == torch.__version__

@@ -1,4 +1,5 @@
-// What every launch of a kernel needs, once: the tensor's device, its current stream, an empty grid, the check afterwards.
+// What every launch of a kernel needs, once: the tensor's device, its current stream, an empty grid, the check
+// afterwards.
 #pragma once
 
 #include <cuda_runtime.h>

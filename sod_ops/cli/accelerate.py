@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # it needs rich, which need not be there
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 # Sizes at which the four models of `make run` take two minutes on two CPU cores, and fill a GPU.
-_DEFAULT_INPUT = {"cpu": (8, 3, 160, 160), "cuda": (64, 3, 224, 224)}
+_DEFAULT_INPUT = {"cpu": (4, 3, 160, 160), "cuda": (32, 3, 224, 224)}
 _DEFAULT_SECONDS = 20.0
 
 
@@ -68,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
         machine.restart_with_allocator_settings()
     _check_backend(device)
     settings = Settings(
+        command=tuple(arguments.words),
         device=device,
         dtype=getattr(torch, arguments.dtype),
         input=arguments.input or _DEFAULT_INPUT[device.type],

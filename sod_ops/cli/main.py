@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None, *, may_restart: bool = False) -> int
         arguments = _parser().parse_args(words)
     except SystemExit as end:  # after --help, --version or an error, which argparse has printed
         return end.code if isinstance(end.code, int) else 2
+    arguments.words = words
     arguments.may_restart = may_restart
     arguments.for_pytest = for_pytest
     try:

@@ -74,8 +74,10 @@ def speed_up(samples: Samples, before: str, after: str) -> tuple[float, float, f
 
 
 def peak_memory(call: Call, device: torch.device) -> int:
-    """The most bytes of tensors that were alive at one time during a call, beyond those alive before it."""
-    call()
+    """The most bytes of tensors that were alive at one time during a call, beyond those alive before it.
+
+    Make the call once before: what its first run alone sets up would count too.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -122,7 +122,7 @@ def write(results: list[Result], settings: Settings, out: Path) -> None:
 def as_json(results: list[Result], settings: Settings) -> dict[str, Any]:
     """Everything that was measured, with what it takes to measure it again."""
     return {
-        "command": ["python", "-m", "sod_ops", *sys.argv[1:]],
+        "command": ["python", "-m", "sod_ops", *settings.command],
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": machine.commit(),
         "versions": {

@@ -13,8 +13,9 @@ PHASES = {"forward": "forward", "step": "forward + backward"}
 
 @dataclass(frozen=True)
 class Settings:
-    """How every model is run."""
+    """How every model is run, and the words of the command line that said so."""
 
+    command: tuple[str, ...]
     device: torch.device
     dtype: torch.dtype
     input: tuple[int, ...]

@@ -123,7 +123,7 @@ def verify(
         ours = _deviations(_results(accelerated, x, training), truth)
     output, worst_output = _largest(_outputs(ours))
     gradient, worst_gradient = _largest(_gradients(ours))
-    output_limit = max(2 * own_output + torch.finfo(x.dtype).eps, _SAME_FUNCTION)
+    output_limit = _SAME_FUNCTION if x.dtype == torch.float64 else 2 * own_output + torch.finfo(x.dtype).eps
     fault = fault or _beyond(output_limit, output, worst_output, dtype)
     fault = fault or _beyond(max(2 * own_gradient, _FLIPS), gradient, worst_gradient, dtype)
     return Verdict(function, output, own_output, gradient, own_gradient, fault)
