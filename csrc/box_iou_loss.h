@@ -4,12 +4,10 @@
 #include <cmath>
 
 #include "boxes.h"
-#include "dtype.h"
+#include "loss.h"
 #include "math/box_iou_loss.h"
 
 namespace sod_ops {
-
-enum class Reduction { none, mean, sum };
 
 // A call of either operator, checked.
 struct BoxLossCall {

@@ -3,6 +3,7 @@
 
 #include <array>
 
+#include "dtype.h"
 #include "rows.h"
 #include "stable.h"
 
@@ -30,16 +31,11 @@ inline bool is_readable(torch::headeronly::ScalarType dtype) {
 }
 
 // torch.promote_types for a floating dtype and one that is floating, integer or bool.
-inline torch::headeronly::ScalarType promote(torch::headeronly::ScalarType floating, torch::headeronly::ScalarType any) {
+inline torch::headeronly::ScalarType promote(torch::headeronly::ScalarType floating,
+                                             torch::headeronly::ScalarType any) {
   using torch::headeronly::ScalarType;
   if (!is_floating(any) || any == floating) return floating;
   return floating == ScalarType::Double || any == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-// What a result of this dtype is computed in.
-inline torch::headeronly::ScalarType accumulator_of(torch::headeronly::ScalarType dtype) {
-  using torch::headeronly::ScalarType;
-  return dtype == ScalarType::Double ? dtype : ScalarType::Float;
 }
 
 inline bool same_shape(const torch::stable::Tensor& a, const torch::stable::Tensor& b) {

@@ -1,5 +1,5 @@
-// Tensors of one shape walked together, without copying those that are slices of others: as rows and columns that each lie
-// at a fixed step. sod_ops/_rows.py says the same in Python.
+// Tensors of one shape walked together, without copying those that are slices of others: as rows and columns that each
+// lie at a fixed step. sod_ops/_rows.py says the same in Python.
 #pragma once
 
 #include <algorithm>
@@ -25,9 +25,9 @@ struct Rows {
   int64_t count() const { return rows * columns; }
 };
 
-// Dimensions are taken in the memory order of the first tensor, which is also that of empty_like for it: element i of such
-// a result belongs to row i / columns and column i % columns. Nothing where more than two steps are needed, or where the
-// first tensor has no such order because it is expanded or overlaps itself.
+// Dimensions are taken in the memory order of the first tensor, which is also that of empty_like for it: element i of
+// such a result belongs to row i / columns and column i % columns. Nothing where more than two steps are needed, or
+// where the first tensor has no such order because it is expanded or overlaps itself.
 template <size_t kTensors, typename Sizes, typename Strides>
 std::optional<Rows<kTensors>> as_rows(const Sizes& sizes, const Strides (&strides)[kTensors]) {
   std::vector<size_t> order;

@@ -4,7 +4,7 @@
 
 STABLE_TORCH_LIBRARY(sod_ops, m) {
   // clang-format off
-  m.def("scale_gradient_(Tensor(a!) gradient, Tensor factor) -> ()");
+  m.def("scale_gradient_(Tensor(a0!) gradient, Tensor factor) -> ()");
   m.def("sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma, SymInt reduction, bool with_gradient) -> (Tensor, Tensor)");
   m.def("sigmoid_focal_loss_backward(Tensor grad_output, Tensor inputs, Tensor targets, float alpha, float gamma, SymInt reduction) -> Tensor");
   m.def("squeeze_excite(Tensor x, Tensor? reduce_weight, Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias, SymInt activation, SymInt gate) -> (Tensor, Tensor)");

@@ -7,8 +7,8 @@
 
 namespace sod_ops {
 
-// A call of either operator, checked. sod_ops.sigmoid_focal_loss calls the operator before it looks at its arguments, and
-// has better messages for what is refused here.
+// A call of either operator, checked. sod_ops.sigmoid_focal_loss calls the operator before it looks at its arguments,
+// and has better messages for what is refused here.
 struct SigmoidFocalCall {
   static constexpr const char* kOp = "sigmoid_focal_loss";
 

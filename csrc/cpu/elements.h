@@ -31,7 +31,8 @@ class Source {
         in_place_(tensor.scalar_type() == torch::headeronly::CppTypeToScalarType<Acc>::value && steps.column == 1),
         read_(converters<Acc>().read[static_cast<int>(tensor.scalar_type())]) {}
 
-  // Elements [begin, begin + n), n <= kRun: where they lie, if they lie there as they are wanted, otherwise in `buffer`.
+  // Elements [begin, begin + n), n <= kRun: where they lie, if they lie there as they are wanted, otherwise in
+  // `buffer`.
   const Acc* read(int64_t begin, int64_t n, Acc* buffer) const {
     if (data_ == nullptr) return nullptr;
     const int64_t row = begin / columns_, column = begin % columns_;

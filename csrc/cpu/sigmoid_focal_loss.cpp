@@ -49,7 +49,8 @@ double run(const Pass<Acc>& pass, const SigmoidFocalCall& call, double factor) {
       for (int64_t begin = task * kPerTask; begin < end; begin += kRun) {
         const int64_t n = std::min(kRun, end - begin);
         sum += kernel(parameters, pass.inputs.read(begin, n, inputs), pass.targets.read(begin, n, targets), n,
-                      pass.loss.at(begin, loss), pass.upstream.read(begin, n, upstream), pass.gradient.at(begin, gradient));
+                      pass.loss.at(begin, loss), pass.upstream.read(begin, n, upstream),
+                      pass.gradient.at(begin, gradient));
         pass.loss.write(begin, n, loss);
         pass.gradient.write(begin, n, gradient);
       }
@@ -61,7 +62,8 @@ double run(const Pass<Acc>& pass, const SigmoidFocalCall& call, double factor) {
   return sum;
 }
 
-// The loss, and its gradient by inputs where it is a mean or a sum and `with_gradient` holds, otherwise an empty tensor.
+// The loss, and its gradient by inputs where it is a mean or a sum and `with_gradient` holds, otherwise an empty
+// tensor.
 std::tuple<Tensor, Tensor> sigmoid_focal_loss(const Tensor& inputs, const Tensor& targets, double alpha, double gamma,
                                               int64_t reduction, bool with_gradient) {
   const SigmoidFocalCall call(inputs, targets, alpha, gamma, reduction);

@@ -1,5 +1,6 @@
 // A stored gradient scaled in place without the host reading the factor (sod_ops/ops/_stored_gradient.py).
-#include "../loss.h"
+#include "../scale_gradient.h"
+
 #include "elements.h"
 #include "launch.h"
 
@@ -28,9 +29,7 @@ __global__ void __launch_bounds__(kThreads) scale_gradient_kernel(Output gradien
 }
 
 void scale_gradient_(Tensor gradient, const Tensor& factor) {
-  STD_TORCH_CHECK(is_floating(gradient.scalar_type()) && is_floating(factor.scalar_type()) && factor.numel() == 1 &&
-                      same_device(gradient, factor),
-                  "scale_gradient_: factor must be one number of floating dtype on the device of gradient");
+  check_scale_gradient(gradient, factor);
   const int64_t packs = (gradient.numel() + kPack - 1) / kPack, blocks = (packs + kThreads - 1) / kThreads;
   const Launcher launcher(gradient);
   launcher(gradient.scalar_type() == torch::headeronly::ScalarType::Double ? scale_gradient_kernel<double>

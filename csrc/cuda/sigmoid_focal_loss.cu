@@ -1,5 +1,5 @@
-// Sigmoid focal loss on the GPU: one launch, and a second that adds up the blocks' sums for a mean or a sum. The arithmetic
-// stands in ../math/focal_loss.h and is done in float, in double where either tensor is float64.
+// Sigmoid focal loss on the GPU: one launch, and a second that adds up the blocks' sums for a mean or a sum. The
+// arithmetic stands in ../math/focal_loss.h and is done in float, in double where either tensor is float64.
 #include "../sigmoid_focal_loss.h"
 
 #include <tuple>
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads) sigmoid_focal_loss_kernel(const Pass
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < packs;
        i += static_cast<int64_t>(gridDim.x) * kThreads) {
     // A division of 32 bits takes a fraction of one of 64.
-    const int64_t row = pass.rows == 1 ? 0
+    const int64_t row = pass.rows == 1        ? 0
                         : packs <= UINT32_MAX ? static_cast<uint32_t>(i) / static_cast<uint32_t>(across)
                                               : i / across;
     const int64_t column = (i - row * across) * kCount;
@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) sigmoid_focal_loss_kernel(const Pass
     if (pass.gradient.data != nullptr) write(pass.gradient, at, count, gradient);
   }
   if (pass.sums != nullptr) {
-    sum = block_sum<kThreads>(sum);
+    sum = block_sum(sum);
     if (threadIdx.x == 0) pass.sums[blockIdx.x] = sum;
   }
 }
@@ -163,7 +163,8 @@ void backward(const SigmoidFocalCall& call, const Tensor& grad_output, const Ten
   launch(launcher, plan, call, inputs, targets, pass);
 }
 
-// The loss, and its gradient by inputs where it is a mean or a sum and `with_gradient` holds, otherwise an empty tensor.
+// The loss, and its gradient by inputs where it is a mean or a sum and `with_gradient` holds, otherwise an empty
+// tensor.
 std::tuple<Tensor, Tensor> sigmoid_focal_loss(const Tensor& inputs, const Tensor& targets, double alpha, double gamma,
                                               int64_t reduction, bool with_gradient) {
   const SigmoidFocalCall call(inputs, targets, alpha, gamma, reduction);

@@ -31,8 +31,8 @@ SOD_OPS_HD double erf(double x) { return ::erf(x); }
 SOD_OPS_HD float abs(float x) { return ::fabsf(x); }
 SOD_OPS_HD double abs(double x) { return ::fabs(x); }
 
-// 1 / b and a / b for b within 2^-126 and 2^126; of floats, a unit or two in the last place off where that saves time: on a
-// GPU the exact quotient takes ten instructions and a branch.
+// 1 / b and a / b for b within 2^-126 and 2^126; of floats, a unit or two in the last place off where that saves time:
+// on a GPU the exact quotient takes ten instructions and a branch.
 SOD_OPS_HD float reciprocal(float b) {
 #if defined(__CUDA_ARCH__)
   return __fdividef(1.0f, b);

@@ -50,8 +50,8 @@ template <typename Acc, typename T>
 void write(const Acc* from, int64_t n, void* data, int64_t begin) {
   T* to = static_cast<T*>(data) + begin;
   if constexpr (kHalf<T> && std::is_same_v<Acc, float>) {
-    for_each_piece<T>(n,
-                      [&](int64_t i, auto count) { Lanes<T>::load_accumulators(from + i, count).store(to + i, count); });
+    for_each_piece<T>(
+        n, [&](int64_t i, auto count) { Lanes<T>::load_accumulators(from + i, count).store(to + i, count); });
   } else {
     for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
   }

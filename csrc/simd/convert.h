@@ -1,5 +1,5 @@
-// Elements of any dtype as the type that sums and transcendental functions are taken in, float or double, and back: a loss
-// works on short runs that stay in the first-level cache, whatever the dtypes of its tensors.
+// Elements of any dtype as the type that sums and transcendental functions are taken in, float or double, and back: a
+// loss works on short runs that stay in the first-level cache, whatever the dtypes of its tensors.
 #pragma once
 
 #include <torch/headeronly/core/ScalarType.h>

@@ -1,4 +1,5 @@
-// Sigmoid focal loss over a run of elements; compiled once for each instruction set (see capability.h). The formula stands in
+// Sigmoid focal loss over a run of elements; compiled once for each instruction set (see capability.h). The formula
+// stands in
 // ../math/focal_loss.h.
 #include "vector.h"
 // After vector.h, whose functions its templates call.
@@ -13,8 +14,8 @@ using simd::for_each_piece;
 using simd::Lanes;
 
 template <Focus kFocus, bool kDerivative, typename Acc>
-Acc run_of(const SigmoidFocalParameters<Acc>& p, const Acc* x, const Acc* y, int64_t n, Acc* loss,
-           const Acc* upstream, Acc* derivative) {
+Acc run_of(const SigmoidFocalParameters<Acc>& p, const Acc* x, const Acc* y, int64_t n, Acc* loss, const Acc* upstream,
+           Acc* derivative) {
   using V = simd::Vectorized<Acc>;
   const V positive(p.positive), negative(p.negative), gamma(p.gamma);
   Lanes<Acc> total = Lanes<Acc>::fill(0);
@@ -35,8 +36,8 @@ Acc run_of(const SigmoidFocalParameters<Acc>& p, const Acc* x, const Acc* y, int
 }
 
 template <Focus kFocus, typename Acc>
-Acc run(const SigmoidFocalParameters<Acc>& p, const Acc* x, const Acc* y, int64_t n, Acc* loss,
-        const Acc* upstream, Acc* derivative) {
+Acc run(const SigmoidFocalParameters<Acc>& p, const Acc* x, const Acc* y, int64_t n, Acc* loss, const Acc* upstream,
+        Acc* derivative) {
   return derivative == nullptr ? run_of<kFocus, false>(p, x, y, n, loss, upstream, derivative)
                                : run_of<kFocus, true>(p, x, y, n, loss, upstream, derivative);
 }

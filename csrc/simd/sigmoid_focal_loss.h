@@ -17,8 +17,8 @@ struct SigmoidFocalParameters {
 
 template <typename Acc>
 struct SigmoidFocalKernels {
-  // Writes the n losses to `loss` and their derivatives, times `upstream` where that is not null, to `derivative`, where these
-  // are not null. Returns the sum of the losses.
+  // Writes the n losses to `loss` and their derivatives, times `upstream` where that is not null, to `derivative`,
+  // where these are not null. Returns the sum of the losses.
   using Run = Acc (*)(const SigmoidFocalParameters<Acc>& p, const Acc* x, const Acc* y, int64_t n, Acc* loss,
                       const Acc* upstream, Acc* derivative);
   Run run[4];  // by math::Focus

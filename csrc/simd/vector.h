@@ -44,6 +44,12 @@ inline Mask<float> greater(const Vector<float>& a, const Vector<float>& b) {
 inline Mask<double> greater(const Vector<double>& a, const Vector<double>& b) {
   return {_mm512_cmp_pd_mask(a, b, _CMP_GT_OQ)};
 }
+inline Mask<float> equal(const Vector<float>& a, const Vector<float>& b) {
+  return {_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ)};
+}
+inline Mask<double> equal(const Vector<double>& a, const Vector<double>& b) {
+  return {_mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ)};
+}
 inline Vector<float> where(Mask<float> condition, const Vector<float>& a, const Vector<float>& b) {
   return _mm512_mask_blend_ps(condition.bits, b, a);
 }
@@ -56,6 +62,10 @@ inline Vector<double> where(Mask<double> condition, const Vector<double>& a, con
 template <typename T>
 Vector<T> greater(const Vector<T>& a, const Vector<T>& b) {
   return a > b;
+}
+template <typename T>
+Vector<T> equal(const Vector<T>& a, const Vector<T>& b) {
+  return a == b;
 }
 
 #endif
@@ -121,8 +131,8 @@ Vector<T> divide(const Vector<T>& a, const Vector<T>& b) {
   return a / b;
 }
 
-// at::vec's exponential is a function call, around which every register must be spilled; this one is inlined. As 2^n e^f
-// with |f| <= log(2) / 2; the polynomial is a minimax fit of (e^f - 1 - f) / f^2, off by 3.1e-9 relative to e^f.
+// at::vec's exponential is a function call, around which every register must be spilled; this one is inlined. As 2^n
+// e^f with |f| <= log(2) / 2; the polynomial is a minimax fit of (e^f - 1 - f) / f^2, off by 3.1e-9 relative to e^f.
 template <typename T>
 Vector<T> exp_of_nonpositive(const Vector<T>& x) {
 #if defined(CPU_CAPABILITY_AVX2) || defined(CPU_CAPABILITY_AVX512)

@@ -60,6 +60,21 @@ def register(
     return Selector(name, kernels)
 
 
+def register_in_place(name: str, fake: Callable[..., None], *, mutates: Sequence[str]) -> None:
+    """Registers an operator that changes arguments in place and has no gradient, in both namespaces.
+
+    Args:
+        name: the operator's name; it ends in an underscore, which its file's name does not.
+        fake: its fake kernel, whose annotations are the operator's schema.
+        mutates: the arguments that it changes.
+    """
+    _triton_library.define(name + torch.library.infer_schema(fake, mutates_args=mutates))
+    for device in ("CPU", "CUDA"):
+        _triton_library.impl(name, _triton_kernel(name.rstrip("_"), name), device)
+    for namespace in ("sod_ops_triton", "sod_ops") if _extension.why_missing() is None else ("sod_ops_triton",):
+        torch.library.register_fake(f"{namespace}::{name}", fake)
+
+
 def _triton_kernel(module: str, operator: str) -> Callable[..., Any]:
     """The Triton launcher ``operator`` of sod_ops.triton.<module>, imported at its first call: Triton is optional."""
 

@@ -11,17 +11,20 @@ A float16 gradient is not stored: divided by the number of elements it would und
 could lift it.
 """
 
-import importlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sod_ops import _extension
 from sod_ops.backends import Kernels
+from sod_ops.ops._operators import below_autograd, register_in_place
 
-if _extension.why_missing() is None:
-    torch.library.register_fake("sod_ops::scale_gradient_", lambda gradient, factor: None)
+
+def _fake_scale_gradient(gradient: Tensor, factor: Tensor) -> None:
+    """Multiplies the dense tensor ``gradient`` by the one number in ``factor``."""
+
+
+register_in_place("scale_gradient_", _fake_scale_gradient, mutates=("gradient",))
 
 
 def stores_gradient(inputs: Tensor, reduction: int) -> bool:
@@ -33,15 +36,9 @@ def take_gradient(ctx: Any, kernels: Kernels, factor: Tensor) -> Tensor:
     """The gradient that the forward left in ``ctx.gradient``, times the one-element tensor ``factor``; ctx loses it."""
     gradient: Tensor = ctx.gradient
     ctx.gradient = None
-    operator: Any = kernels.forward
-    if operator.namespace == "sod_ops_triton":
-        importlib.import_module("sod_ops.triton.scale_gradient").scale_gradient_(gradient, factor)
-    elif gradient.is_cpu:
-        value = factor.item()
-        if value != 1:
-            gradient.mul_(value)
-    else:
-        torch.ops.sod_ops.scale_gradient_(gradient, factor)
+    forward: Any = kernels.forward
+    with below_autograd():
+        getattr(torch.ops, forward.namespace).scale_gradient_.default(gradient, factor)
     return gradient
 
 

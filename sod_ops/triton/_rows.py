@@ -2,15 +2,14 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
 # ruff: noqa: N803 (compile-time constants in capitals, as everywhere in Triton)
 
-import contextlib
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from sod_ops._rows import as_rows
+from sod_ops.triton._planes import aligned, power_of_two
 
 # Elements to a program of 128 threads: 16 to a thread, whose loads are under way together; fewer where each element needs
 # an address of its own, or two registers for a number, so that none is spilled.
@@ -18,8 +17,6 @@ _TILE = 2048
 _NARROW_TILE = 1024
 _DOUBLE_TILE = 512
 SUM_BLOCK = 1024  # numbers that sum_kernel takes at a time
-
-_no_guard = contextlib.nullcontext()
 
 
 class Walk(NamedTuple):
@@ -51,23 +48,11 @@ def plan_rows(op: str, *tensors: Tensor, double: bool) -> Walk:
     alignment = bits & -bits
     dense = all(step.column == 1 for step in steps)
     largest = _DOUBLE_TILE if double else _TILE if dense and alignment > 1 else _NARROW_TILE
-    block_c = min(_power_of_two(columns), largest)
-    block_r = min(_power_of_two(rows), largest // block_c)
+    block_c = min(power_of_two(columns), largest)
+    block_r = min(power_of_two(rows), largest // block_c)
     constants = {"ALIGNMENT": alignment, "DENSE": dense, "BLOCK_R": block_r, "BLOCK_C": block_c}
     programs = triton.cdiv(rows, block_r) * triton.cdiv(columns, block_c)
     return Walk(programs, (rows, columns), tuple(number for step in steps for number in step), constants)
-
-
-def device_guard(tensor: Tensor) -> Any:
-    """A context in which kernels go to the tensor's device; it costs nothing where that is the current one."""
-    if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
-        return torch.cuda.device(tensor.device)
-    return _no_guard
-
-
-def _power_of_two(number: int) -> int:
-    """The smallest power of two that is not below ``number`` (1 for 0)."""
-    return 1 << max(number - 1, 0).bit_length()
 
 
 @triton.jit
@@ -88,12 +73,6 @@ def offsets(row, column, row_step, column_step, DENSE: tl.constexpr, ALIGNMENT: 
     else:
         place = row * row_step + column * column_step
     return place
-
-
-@triton.jit
-def aligned(number, ALIGNMENT: tl.constexpr):
-    """``number``, which ALIGNMENT divides, in a form from which the compiler sees that it does."""
-    return number // ALIGNMENT * ALIGNMENT
 
 
 @triton.jit

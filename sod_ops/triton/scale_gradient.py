@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sod_ops.triton._rows import device_guard
+from sod_ops.triton._planes import device_guard
 
 _BLOCK = 1024
 

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sod_ops.triton._rows import SUM_BLOCK, device_guard, offsets, plan_rows, store, sum_kernel, tile
+from sod_ops.triton._planes import device_guard
+from sod_ops.triton._rows import SUM_BLOCK, offsets, plan_rows, store, sum_kernel, tile
 from sod_ops.triton.focal_loss import double, focus_of, sigmoid_focal
 
 _OP = "sigmoid_focal_loss"
