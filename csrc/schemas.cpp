@@ -4,6 +4,8 @@
 
 STABLE_TORCH_LIBRARY(sod_ops, m) {
   // clang-format off
+  m.def("box_filter(Tensor mask, SymInt kernel_size) -> Tensor");
+  m.def("box_filter_backward(Tensor grad_output, SymInt kernel_size) -> Tensor");
   m.def("scale_gradient_(Tensor(a0!) gradient, Tensor factor) -> ()");
   m.def("sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma, SymInt reduction, bool with_gradient) -> (Tensor, Tensor)");
   m.def("sigmoid_focal_loss_backward(Tensor grad_output, Tensor inputs, Tensor targets, float alpha, float gamma, SymInt reduction) -> Tensor");

@@ -10,6 +10,7 @@ memory, floating-point atomics, or a kernel (a @triton.jit function whose name e
 """
 
 import argparse
+import contextlib
 import importlib
 import pkgutil
 import re
@@ -33,7 +34,10 @@ import sod_ops.triton
 
 # Compute capabilities, and the shared memory that one program can have there: bytes.
 ARCHITECTURES = {75: 65536, 80: 166912, 90: 232448, 100: 232448, 120: 101376}
-TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
+TYPES = {
+    torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16",
+    torch.uint8: "u8", torch.int64: "i64",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,12 @@ def record() -> tuple[list[Variant], list[str]]:
     names = [info.name for info in pkgutil.iter_modules(sod_ops.triton.__path__, "sod_ops.triton.")]
     modules = [importlib.import_module(name) for name in names]
     recorders = {name: Recorder(kernel) for module in modules for name, kernel in kernels_of(module).items()}
-    for module in modules:
-        if hasattr(module, "ahead_of_time_cases"):
-            with mock.patch.multiple(module, **{name: recorders[name] for name in kernels_of(module)}):
+    with contextlib.ExitStack() as patches:
+        for module in modules:  # all at once: a launcher may call one of another module
+            if kernels := kernels_of(module):
+                patches.enter_context(mock.patch.multiple(module, **{name: recorders[name] for name in kernels}))
+        for module in modules:
+            if hasattr(module, "ahead_of_time_cases"):
                 for launcher, arguments in module.ahead_of_time_cases():
                     launcher(*arguments)
     variants = sorted({variant for recorder in recorders.values() for variant in recorder.variants}, key=str)
