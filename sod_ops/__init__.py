@@ -8,6 +8,7 @@ from sod_ops.ops.box_filter import box_filter
 from sod_ops.ops.box_iou_loss import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 from sod_ops.ops.sigmoid_focal_loss import sigmoid_focal_loss
 from sod_ops.ops.squeeze_excite import squeeze_excite
+from sod_ops.ops.structure_loss import structure_loss
 
 __all__ = [
     "Report",
@@ -22,5 +23,6 @@ __all__ = [
     "restore",
     "sigmoid_focal_loss",
     "squeeze_excite",
+    "structure_loss",
     "use_backend",
 ]

@@ -28,7 +28,7 @@ struct Bands {
   Bands(int64_t planes, int64_t plane_height, int64_t kernel_size) : height(plane_height) {
     const int64_t pieces = (kWanted + planes - 1) / std::max<int64_t>(1, planes);
     const int64_t halo = std::min(kernel_size, 2 * height);
-    const int64_t wanted = std::max((height + pieces - 1) / std::max<int64_t>(1, pieces), 4 * halo);
+    const int64_t wanted = std::max({kLeastRows, (height + pieces - 1) / std::max<int64_t>(1, pieces), 4 * halo});
     rows = (wanted + kLeastRows - 1) / kLeastRows * kLeastRows;
     per_plane = (height + rows - 1) / rows;
     count = planes * per_plane;

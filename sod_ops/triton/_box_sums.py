@@ -114,10 +114,10 @@ class Windows:
         }
         self.programs = n * c * segments * triton.cdiv(width, block_c)
 
-    def sums_across(self, mask: Tensor) -> Tensor:
-        """The sums along the rows of ``mask`` [N, C, H, W], for the kernel that goes down."""
+    def sums_across(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
+        """The sums along the rows of ``mask`` [N, C, H, W], taken in ``dtype``, for the kernel that goes down."""
         n, c, height, width = self.shape
-        sums = mask.new_empty(self.shape, dtype=torch.float64 if mask.dtype == torch.float64 else torch.float32)
+        sums = mask.new_empty(self.shape, dtype=dtype)
         items = n * c * height * self._segments_across
         block_k = max(2, power_of_two(2 * self._half_across + 1))
         block_i = max(1, _TILE // block_k)

@@ -48,7 +48,7 @@ def box_filter(mask: Tensor, kernel_size: int) -> Tensor:
         return averages
     maps, outputs = _as_maps(as_bytes(mask)), _as_maps(averages)
     windows = Windows(maps.shape, kernel_size)
-    sums = windows.sums_across(maps)
+    sums = windows.sums_across(maps, torch.float64 if mask.dtype == torch.float64 else torch.float32)
     with device_guard(mask):
         box_down_kernel[(windows.programs,)](
             sums, outputs, *windows.down, maps.shape[1], *outputs.stride(), **windows.constants
