@@ -1,40 +1,18 @@
 """csrc/math on plain numbers, which is what a CUDA kernel runs, against the vectorised CPU operators and PyTorch."""
 
-import os
-import subprocess
-from collections.abc import Callable, Iterable
-from pathlib import Path
-
 import pytest
 import torch
 from box_cases import DEGENERATE, PAIRS, pairs_of, random_boxes
+from plain_math import Ask, compile_program
 from torch import Tensor
 
 import sod_ops
 from sod_ops.reference.box_iou_loss import LOSSES
 
-SOURCE = Path(__file__).with_name("box_math.cpp")
-
-# Asks for one result in each line; gives a row of numbers for each.
-Ask = Callable[[torch.dtype, str, Iterable[Iterable[float]]], Tensor]
-
 
 @pytest.fixture(scope="module")
 def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
-    program = tmp_path_factory.mktemp("box_math") / "box_math"
-    compiler = os.environ.get("CXX", "g++")
-    subprocess.run([compiler, "-std=c++20", "-O2", "-ffp-contract=off", str(SOURCE), "-o", str(program)], check=True)
-
-    def ask(dtype: torch.dtype, what: str, rows: Iterable[Iterable[float]]) -> Tensor:
-        letter = "d" if dtype == torch.float64 else "s"
-        padded = ((*row, *(0.0,) * 10)[:10] for row in rows)
-        requests = "\n".join(f"{letter} {what} " + " ".join(map(float.hex, row)) for row in padded)
-        lines = subprocess.run(
-            [program], input=requests, capture_output=True, text=True, check=True
-        ).stdout.splitlines()
-        return torch.tensor([[float.fromhex(n) for n in line.split()] for line in lines], dtype=torch.float64).to(dtype)
-
-    return ask
+    return compile_program("box_math", tmp_path_factory.mktemp("box_math"))
 
 
 def dense_boxes(dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
 // Sigmoid focal loss over a run of elements; compiled once for each instruction set (see capability.h). The formula
-// stands in
-// ../math/focal_loss.h.
+// stands in ../math/focal_loss.h.
 #include "vector.h"
 // After vector.h, whose functions its templates call.
 #include "sigmoid_focal_loss.h"
