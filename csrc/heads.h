@@ -26,7 +26,8 @@ struct HeadsCall {
         mask(target),
         weights(head_weights),
         reduction(check_reduction(name, reduction_index)) {
-    STD_TORCH_CHECK(!heads.empty() && heads.size() == weights.size(), op, ": there must be a head and a weight for each");
+    STD_TORCH_CHECK(!heads.empty() && heads.size() == weights.size(), op,
+                    ": there must be a head and a weight for each");
     STD_TORCH_CHECK(is_readable(mask.scalar_type()), op,
                     ": mask must be float32, float64, bfloat16, float16, bool, uint8 or a signed integer");
     STD_TORCH_CHECK(mask.dim() == 4 && mask.size(1) == 1, op, ": mask must be of shape [B, 1, H, W]");
@@ -44,8 +45,7 @@ struct HeadsCall {
 
   void check_grad_output(const torch::stable::Tensor& grad_output) const {
     STD_TORCH_CHECK(same_device(mask, grad_output) && grad_output.scalar_type() == dtype &&
-                        (reduces() ? grad_output.dim() == 0
-                                   : grad_output.dim() == 1 && grad_output.size(0) == samples),
+                        (reduces() ? grad_output.dim() == 0 : grad_output.dim() == 1 && grad_output.size(0) == samples),
                     op, "_backward: grad_output must have the shape, dtype and device of the loss");
   }
 

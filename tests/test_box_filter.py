@@ -17,6 +17,12 @@ from sod_ops.reference.box_filter import box_filter as reference
 
 WITHOUT_KERNELS = ("cuda",)
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# Of the large maps, which plain PyTorch takes seconds for, those with few planes.
+CASES = [case for case in MAPS if not case.large] + [
+    MapCase((1, 1, 211, 197), large=True),
+    MapCase((2, 3, 61, 67), "channels_last", large=True),
+    MapCase((17, 1, 31, 31), large=True),
+]
 WINDOWS = (1, 3, 5, 15, 31, 63, 65, 301)
 
 
@@ -52,10 +58,6 @@ def masks(case: MapCase, dtype: torch.dtype, device: str = "cpu") -> Tensor:
     return case.build(dtype, device).abs_()
 
 
-def small(case: MapCase, backend: Backend) -> MapCase:
-    return MapCase((2, 2, 9, 13), case.layout) if case.large and backend.interpreted else case
-
-
 # ---- What it computes -------------------------------------------------------------------------------------------------
 
 
@@ -68,11 +70,11 @@ def test_reference_is_average_pooling(shape: tuple[int, ...], kernel_size: int) 
 
 
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
-@pytest.mark.parametrize("case", MAPS, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_shapes_layouts_and_dtypes(backend: Backend, case: MapCase, dtype: torch.dtype) -> None:
-    case = small(case, backend)
-    for kernel_size in (3,) if case.large else (1, 3, 31):  # plain PyTorch loads 961 numbers for a pixel
-        check(backend, masks(case, dtype, backend.device), kernel_size)
+    if case.large and backend.interpreted:
+        case = case._replace(shape=(2, 2, 9, 13))
+    check(backend, masks(case, dtype, backend.device), 3)
 
 
 @pytest.mark.parametrize("kernel_size", WINDOWS)

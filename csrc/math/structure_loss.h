@@ -21,6 +21,13 @@ struct StructureSums {
   T total;          // of w (p + y)
 };
 
+template <typename T>
+void add_to(const StructureSums<T>& from, StructureSums<double>& to) {
+  to.cross_entropy += from.cross_entropy;
+  to.intersection += from.intersection;
+  to.total += from.total;
+}
+
 // What one pixel adds.
 template <bool kPublished, typename T>
 SOD_OPS_HD StructureSums<T> structure_sums(T x, T y, T weight) {

@@ -140,6 +140,17 @@ class _HeadsLoss(torch.autograd.Function):
         return (None,) * 6 + tuple(gradients)
 
 
+def empty_results(
+    op: str, heads: Sequence[Tensor], mask: Tensor, reduction: int, with_gradient: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """What the forward operators return, as their fake kernels do."""
+    # Dispatch brings a call here where any tensor is on the meta device.
+    _checks.check_same_device(op, "mask", mask.device, (("logits", head) for head in heads))
+    dtype = torch.promote_types(heads[0].dtype, mask.dtype)
+    loss = mask.new_empty(() if reduction else mask.shape[:1], dtype=dtype)
+    return loss, [torch.empty_like(head) for head in heads] if with_gradient and reduction else []
+
+
 def heads_of(op: str, argument: str, value: Any) -> list[Tensor]:
     """``value``, a tensor or a sequence of them, as a list."""
     if isinstance(value, Tensor):

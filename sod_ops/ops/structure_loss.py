@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sod_ops.ops import _checks
-from sod_ops.ops._heads import REDUCTION_INDEX, HeadsLoss, check_heads, heads_of, weights_of
+from sod_ops.ops._heads import REDUCTION_INDEX, HeadsLoss, check_heads, empty_results, heads_of, weights_of
 from sod_ops.reference.sigmoid_focal_loss import REDUCTIONS
 from sod_ops.reference.structure_loss import structure_loss as reference
 
@@ -90,11 +90,7 @@ def _fake_forward(
 
     Returns the loss and these gradients, or none.
     """
-    # Dispatch brings a call here where any tensor is on the meta device.
-    _checks.check_same_device(_OP, "mask", mask.device, (("logits", head) for head in logits))
-    dtype = torch.promote_types(logits[0].dtype, mask.dtype)
-    loss = mask.new_empty(() if reduction else mask.shape[:1], dtype=dtype)
-    return loss, [torch.empty_like(head) for head in logits] if with_gradient and reduction else []
+    return empty_results(_OP, logits, mask, reduction, with_gradient)
 
 
 def _fake_backward(
@@ -110,9 +106,7 @@ def _fake_backward(
     return [torch.empty_like(head) for head in logits]
 
 
-_loss = HeadsLoss(
-    _OP, reference=reference, forward=_fake_forward, backward=_fake_backward, native=("cpu", "cuda")
-)
+_loss = HeadsLoss(_OP, reference=reference, forward=_fake_forward, backward=_fake_backward, native=("cpu",))
 
 
 def check_structure_options(op: str, kernel_size: object, as_published: object, reduction: object) -> None:

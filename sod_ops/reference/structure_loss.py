@@ -32,7 +32,7 @@ def structure_loss(
     dtype = torch.promote_types(logits[0].dtype, mask.dtype)
     y = mask.to(dtype)
     w = 1 + 5 * (box_filter(y, kernel_size) - y).abs()
-    total = 0.0
+    losses = []
     for head, weight in zip(logits, weights, strict=True):
         z = head.to(dtype)
         if as_published:
@@ -45,5 +45,5 @@ def structure_loss(
         intersection = (p * y * w).sum((1, 2, 3))
         union = ((p + y) * w).sum((1, 2, 3))
         wiou = 1 - (intersection + 1) / (union - intersection + 1)
-        total = total + weight * (wbce + wiou)
-    return reduce(total, reduction)
+        losses.append(weight * (wbce + wiou))
+    return reduce(torch.stack(losses).sum(0), reduction)

@@ -17,7 +17,6 @@ from torch import Tensor
 from sod_ops.triton._planes import device_guard, power_of_two
 
 _TILE = 1024  # elements, each with an address of its own; a program holds two tiles
-_WIDEST = 128  # columns side by side: more bring nothing
 
 _NUMBERS = ("channels", "height", "width", "half", "segments", "items", "n_step", "c_step", "h_step", "w_step")
 
@@ -68,23 +67,28 @@ def box_across_kernel(
 
 
 @triton.jit
-def tile_down(height, width, half, segments, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr):
-    """This program's plane, rows [BLOCK_K, 1], places in their block, columns [1, BLOCK_C], and what lies inside."""
-    across = tl.cdiv(width, BLOCK_C)
+def tile_down(width, half, segments, per_group, programs, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr):
+    """This program's pixels [BLOCK_K, BLOCK_C]: blocks of rows, BLOCK_C of their columns from here and there.
+
+    A plane has ``segments`` blocks, and ``programs`` share a group of ``per_group`` columns of blocks.
+
+    Returns:
+        plane and column [1, BLOCK_C], places in the block [BLOCK_K, 1], row, and what lies in the plane and the group.
+    """
     program = tl.program_id(0).to(tl.int64)
-    column = program % across * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-    block = program // across
+    i = program % programs * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    block = (program // programs * per_group + i) // width
     t = tl.arange(0, BLOCK_K)[:, None]
-    row = block % segments * (2 * half + 1) + t
-    return block // segments, row, t, column, (t < 2 * half + 1) & (row < height) & (column < width)
+    length = 2 * half + 1
+    return block // segments, i % width, t, block % segments * length + t, (t < length) & (i < per_group)
 
 
 @triton.jit
-def averages_down(sums, scale, plane, row, t, column, height, width, half, BLOCK_K: tl.constexpr):
+def averages_down(sums, scale, plane, column, t, row, inside, height, width, half):
     """The averages at this program's pixels: sums of the sums along rows, times ``scale``."""
     dtype: tl.constexpr = sums.dtype.element_ty
     pointer = sums + plane * height * width + column
-    value = sums_of_blocks(pointer, column < width, width, 2 * half + 1, row - t - half, height, t, 0, dtype)
+    value = sums_of_blocks(pointer, inside, width, 2 * half + 1, row - t - half, height, t, 0, dtype)
     return value * (scale + tl.full((), 0.0, tl.float64)).to(dtype)
 
 
@@ -92,27 +96,33 @@ class Windows:
     """The launches for one window on maps [N, C, H, W].
 
     Attributes:
-        down: arguments of a kernel that calls :func:`tile_down` and :func:`averages_down`: height, width, half, segments, scale.
+        down: arguments of a kernel that calls :func:`tile_down` and :func:`averages_down`: height, width, half, segments,
+            per_group, programs, scale.
         constants: the others: BLOCK_K, BLOCK_C and num_warps.
-        programs: of that kernel.
+        grid: of that kernel.
+        programs: that a group has; they follow each other.
     """
 
-    def __init__(self, shape: tuple[int, ...], kernel_size: int) -> None:
+    def __init__(self, shape: tuple[int, ...], kernel_size: int, *, by_plane: bool) -> None:
+        """``by_plane``: every plane is a group; otherwise all of them together."""
         self.shape = shape
         n, c, height, width = shape
         # What a window holds beyond the image is zero on both sides: the part that counts is no longer than this.
         half_down, self._half_across = (min(kernel_size // 2, size - 1) for size in (height, width))
         self._segments_across = triton.cdiv(width, 2 * self._half_across + 1)
         segments = triton.cdiv(height, 2 * half_down + 1)
+        groups = n * c if by_plane else 1
+        per_group = n * c // groups * segments * width
         block_k = max(2, power_of_two(2 * half_down + 1))
-        block_c = min(power_of_two(width), max(1, min(_WIDEST, _TILE // block_k)))
-        self.down = (height, width, half_down, segments, 1.0 / kernel_size**2)
+        block_c = min(power_of_two(per_group), max(1, _TILE // block_k))
+        self.programs = triton.cdiv(per_group, block_c)
+        self.grid = (groups * self.programs,)
+        self.down = (height, width, half_down, segments, per_group, self.programs, 1.0 / kernel_size**2)
         self.constants: dict[str, Any] = {
             "BLOCK_K": block_k,
             "BLOCK_C": block_c,
             "num_warps": _warps(block_k * block_c),
         }
-        self.programs = n * c * segments * triton.cdiv(width, block_c)
 
     def sums_across(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
         """The sums along the rows of ``mask`` [N, C, H, W], taken in ``dtype``, for the kernel that goes down."""

@@ -14,7 +14,10 @@ from sod_ops.triton._box_sums import Windows, as_bytes, averages_down, tile_down
 from sod_ops.triton._planes import device_guard
 from sod_ops.triton._rows import store
 
-_NUMBERS = ("height", "width", "half", "segments", "scale", "channels", "n_step", "c_step", "h_step", "w_step")
+_NUMBERS = (
+    *("height", "width", "half", "segments", "per_group", "programs", "scale"),
+    *("channels", "n_step", "c_step", "h_step", "w_step"),
+)
 
 
 @triton.jit(do_not_specialize=_NUMBERS)
@@ -25,6 +28,8 @@ def box_down_kernel(
     width: tl.int64,
     half: tl.int64,
     segments: tl.int64,
+    per_group: tl.int64,
+    programs: tl.int64,
     scale: tl.float64,
     channels: tl.int64,
     n_step: tl.int64,
@@ -35,10 +40,10 @@ def box_down_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """The averages over windows whose sums along rows are there."""
-    plane, row, t, column, inside = tile_down(height, width, half, segments, BLOCK_K, BLOCK_C)
-    value = averages_down(sums, scale, plane, row, t, column, height, width, half, BLOCK_K)
+    plane, column, t, row, inside = tile_down(width, half, segments, per_group, programs, BLOCK_K, BLOCK_C)
+    value = averages_down(sums, scale, plane, column, t, row, inside, height, width, half)
     place = plane // channels * n_step + plane % channels * c_step + row * h_step + column * w_step
-    store(averages + place, value, inside)
+    store(averages + place, value, inside & (row < height))
 
 
 def box_filter(mask: Tensor, kernel_size: int) -> Tensor:
@@ -47,10 +52,10 @@ def box_filter(mask: Tensor, kernel_size: int) -> Tensor:
     if mask.numel() == 0:
         return averages
     maps, outputs = _as_maps(as_bytes(mask)), _as_maps(averages)
-    windows = Windows(maps.shape, kernel_size)
+    windows = Windows(maps.shape, kernel_size, by_plane=False)
     sums = windows.sums_across(maps, torch.float64 if mask.dtype == torch.float64 else torch.float32)
     with device_guard(mask):
-        box_down_kernel[(windows.programs,)](
+        box_down_kernel[windows.grid](
             sums, outputs, *windows.down, maps.shape[1], *outputs.stride(), **windows.constants
         )
     # Leading dimensions that are no single one in memory were not written in place.

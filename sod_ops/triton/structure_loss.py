@@ -28,7 +28,7 @@ _X = ("x_n_step", "x_h_step", "x_w_step")
 _Y = ("y_n_step", "y_h_step", "y_w_step")
 
 
-@triton.jit(do_not_specialize=(*_SIZES, "half", "segments", "scale", *_Y))
+@triton.jit(do_not_specialize=(*_SIZES, "half", "segments", "per_group", "programs", "scale", *_Y))
 def structure_weights_kernel(
     sums,  # [B, 1, H, W], dense
     mask,  # [B, 1, H, W] at its steps
@@ -38,6 +38,8 @@ def structure_weights_kernel(
     width: tl.int64,
     half: tl.int64,
     segments: tl.int64,
+    per_group: tl.int64,
+    programs: tl.int64,
     scale: tl.float64,
     y_n_step: tl.int64,
     y_h_step: tl.int64,
@@ -46,8 +48,9 @@ def structure_weights_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """Pixels' weights from the mask and the windows' sums along its rows; and this program's sum of them."""
-    sample, row, t, column, inside = tile_down(height, width, half, segments, BLOCK_K, BLOCK_C)
-    average = averages_down(sums, scale, sample, row, t, column, height, width, half, BLOCK_K)
+    sample, column, t, row, inside = tile_down(width, half, segments, per_group, programs, BLOCK_K, BLOCK_C)
+    average = averages_down(sums, scale, sample, column, t, row, inside, height, width, half)
+    inside &= row < height
     y = load_tile(mask, sample, row, column, inside, y_n_step, y_h_step, y_w_step, sums.dtype.element_ty)
     weight = 1.0 + 5.0 * tl.abs(average - y)
     tl.store(weights + (sample * height + row) * width + column, weight, mask=inside)
@@ -259,16 +262,16 @@ def _run(
     samples, _, height, width = mask.shape
     dtype = accumulator(logits, mask)
     y = as_bytes(mask)
-    windows, tiles = Windows(mask.shape, kernel_size), Tiles(height, width)
+    windows, tiles = Windows(mask.shape, kernel_size, by_plane=True), Tiles(height, width)
     sums = windows.sums_across(y, dtype)
     weights = torch.empty_like(sums)
-    weight_parts = mask.new_empty((windows.programs,), dtype=dtype)
+    weight_parts = mask.new_empty(windows.grid, dtype=dtype)
     parts = mask.new_empty((samples * tiles.per_sample, 3), dtype=dtype)
     coefficients = mask.new_empty((samples, 4), dtype=torch.float64) if gradients else None
     g_step = grad_output.stride(0) if grad_output is not None and reduction == _NONE else 0
     grid = (samples * tiles.per_sample,)
     with device_guard(mask):
-        structure_weights_kernel[(windows.programs,)](
+        structure_weights_kernel[windows.grid](
             sums, y, weights, weight_parts, *windows.down, *steps(y), **windows.constants
         )
         for index, (head, weight) in enumerate(zip(logits, head_weights, strict=True)):
@@ -278,7 +281,7 @@ def _run(
             )  # fmt: skip
             structure_terms_kernel[(samples,)](
                 parts, weight_parts, grad_output, None if terms is None else terms[index], coefficients,
-                samples, height * width, tiles.per_sample, windows.programs // samples, weight, g_step,
+                samples, height * width, tiles.per_sample, windows.programs, weight, g_step,
                 MEAN=reduction == _MEAN, PUBLISHED=as_published, BLOCK=SUM_BLOCK,
             )  # fmt: skip
             if coefficients is not None:
