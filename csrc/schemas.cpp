@@ -15,5 +15,7 @@ STABLE_TORCH_LIBRARY(sod_ops, m) {
   m.def("structure_loss_backward(Tensor grad_output, Tensor[] logits, Tensor mask, SymInt kernel_size, bool as_published, float[] weights, SymInt reduction) -> Tensor[]");
   m.def("box_iou_loss(Tensor boxes1, Tensor boxes2, SymInt loss, SymInt reduction, float eps, bool first, bool second) -> (Tensor, Tensor, Tensor)");
   m.def("box_iou_loss_backward(Tensor grad_output, Tensor boxes1, Tensor boxes2, SymInt loss, SymInt reduction, float eps, bool first, bool second) -> (Tensor, Tensor)");
+  m.def("complete_box_iou(Tensor boxes1, Tensor boxes2, float eps) -> Tensor");
+  m.def("complete_box_iou_backward(Tensor grad_output, Tensor boxes1, Tensor boxes2, float eps, bool first, bool second) -> (Tensor, Tensor)");
   // clang-format on
 }

@@ -6,6 +6,7 @@ from sod_ops.accelerate import Report, accelerate, restore
 from sod_ops.backends import available_backends, use_backend
 from sod_ops.ops.box_filter import box_filter
 from sod_ops.ops.box_iou_loss import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
+from sod_ops.ops.complete_box_iou import complete_box_iou
 from sod_ops.ops.sigmoid_focal_loss import sigmoid_focal_loss
 from sod_ops.ops.squeeze_excite import squeeze_excite
 from sod_ops.ops.structure_loss import structure_loss
@@ -16,6 +17,7 @@ __all__ = [
     "accelerate",
     "available_backends",
     "box_filter",
+    "complete_box_iou",
     "complete_box_iou_loss",
     "distance_box_iou_loss",
     "generalized_box_iou_loss",

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../dtype.h"
 #include "../rows.h"
 #include "../simd/convert.h"
 #include "../stable.h"
@@ -82,12 +83,5 @@ class Sink {
   bool in_place_ = false;
   typename ConvertKernels<Acc>::Write write_ = nullptr;
 };
-
-// Calls body with a null pointer of the type that results of this dtype are computed in.
-template <typename Body>
-void for_accumulator(torch::headeronly::ScalarType dtype, const Body& body) {
-  dtype == torch::headeronly::ScalarType::Double ? body(static_cast<double*>(nullptr))
-                                                 : body(static_cast<float*>(nullptr));
-}
 
 }  // namespace sod_ops
