@@ -10,6 +10,7 @@ from sod_ops.ops.complete_box_iou import complete_box_iou
 from sod_ops.ops.sigmoid_focal_loss import sigmoid_focal_loss
 from sod_ops.ops.squeeze_excite import squeeze_excite
 from sod_ops.ops.structure_loss import structure_loss
+from sod_ops.ops.tversky_loss import dice_loss, iou_loss, tversky_loss
 
 __all__ = [
     "Report",
@@ -19,12 +20,15 @@ __all__ = [
     "box_filter",
     "complete_box_iou",
     "complete_box_iou_loss",
+    "dice_loss",
     "distance_box_iou_loss",
     "generalized_box_iou_loss",
+    "iou_loss",
     "nn",
     "restore",
     "sigmoid_focal_loss",
     "squeeze_excite",
     "structure_loss",
+    "tversky_loss",
     "use_backend",
 ]

@@ -57,6 +57,10 @@ def structure_loss(dtype: torch.dtype, device: str) -> Call:
     return Call(sod_ops.structure_loss, (logits, mask), stores_gradient=True)
 
 
+def tversky_loss(dtype: torch.dtype, device: str) -> Call:
+    return structure_loss(dtype, device)._replace(function=sod_ops.tversky_loss)
+
+
 # An op adds a line.
 CALLS = {
     "squeeze_excite": squeeze_excite,
@@ -65,6 +69,7 @@ CALLS = {
     "sigmoid_focal_loss": sigmoid_focal_loss,
     "box_filter": box_filter,
     "structure_loss": structure_loss,
+    "tversky_loss": tversky_loss,
 }
 
 

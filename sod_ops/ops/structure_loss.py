@@ -54,7 +54,7 @@ def structure_loss(
             ``kernel_size``, ``weights`` or ``reduction`` is none of the above.
 
     Source:
-        Wei, Wang, Huang: F3Net: Fusion, Feedback and Focus for Salient Object Detection, AAAI 2020, equations 5 to 9.
+        Wei, Wang, Huang: F3Net: Fusion, Feedback and Focus for Salient Object Detection, AAAI 2020.
     """
     try:
         heads = [logits] if isinstance(logits, Tensor) else list(logits)

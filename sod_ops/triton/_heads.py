@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sod_ops.triton._planes import power_of_two
+from sod_ops.triton._rows import store
 
 _TILE = 1024
 _WIDEST = 128
@@ -67,3 +68,16 @@ def sum_of_parts(parts, first, count, step, BLOCK: tl.constexpr):
         i = start + tl.arange(0, BLOCK)
         sums += tl.load(parts + (first + i) * step, mask=i < count, other=0.0).to(tl.float64)
     return tl.sum(sums, 0)
+
+
+@triton.jit(do_not_specialize=("heads", "samples"))
+def heads_losses_kernel(
+    terms,  # [heads, samples]
+    losses,  # [samples]
+    heads: tl.int32,
+    samples: tl.int64,
+    BLOCK: tl.constexpr,
+):
+    """A sample's loss from its terms."""
+    b = tl.program_id(0).to(tl.int64)
+    store(losses + b, sum_of_parts(terms + b, 0, heads, samples, BLOCK), None)
