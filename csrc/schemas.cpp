@@ -4,11 +4,17 @@
 
 STABLE_TORCH_LIBRARY(sod_ops, m) {
   // clang-format off
+  m.def("box_filter(Tensor mask, SymInt kernel_size) -> Tensor");
+  m.def("box_filter_backward(Tensor grad_output, SymInt kernel_size) -> Tensor");
   m.def("scale_gradient_(Tensor(a0!) gradient, Tensor factor) -> ()");
   m.def("sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma, SymInt reduction, bool with_gradient) -> (Tensor, Tensor)");
   m.def("sigmoid_focal_loss_backward(Tensor grad_output, Tensor inputs, Tensor targets, float alpha, float gamma, SymInt reduction) -> Tensor");
   m.def("squeeze_excite(Tensor x, Tensor? reduce_weight, Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias, SymInt activation, SymInt gate) -> (Tensor, Tensor)");
   m.def("squeeze_excite_backward(Tensor grad_output, Tensor x, Tensor? reduce_weight, Tensor expand_weight, Tensor statistics, SymInt activation, SymInt gate) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("structure_loss(Tensor[] logits, Tensor mask, SymInt kernel_size, bool as_published, float[] weights, SymInt reduction, bool with_gradient) -> (Tensor, Tensor[])");
+  m.def("structure_loss_backward(Tensor grad_output, Tensor[] logits, Tensor mask, SymInt kernel_size, bool as_published, float[] weights, SymInt reduction) -> Tensor[]");
+  m.def("tversky_loss(Tensor[] logits, Tensor mask, float alpha, float beta, float smooth, float[] weights, SymInt reduction, bool with_gradient) -> (Tensor, Tensor[])");
+  m.def("tversky_loss_backward(Tensor grad_output, Tensor[] logits, Tensor mask, float alpha, float beta, float smooth, float[] weights, SymInt reduction) -> Tensor[]");
   m.def("box_iou_loss(Tensor boxes1, Tensor boxes2, SymInt loss, SymInt reduction, float eps, bool first, bool second) -> (Tensor, Tensor, Tensor)");
   m.def("box_iou_loss_backward(Tensor grad_output, Tensor boxes1, Tensor boxes2, SymInt loss, SymInt reduction, float eps, bool first, bool second) -> (Tensor, Tensor)");
   m.def("complete_box_iou(Tensor boxes1, Tensor boxes2, float eps) -> Tensor");

@@ -4,25 +4,33 @@ from sod_ops import nn
 from sod_ops._version import __version__
 from sod_ops.accelerate import Report, accelerate, restore
 from sod_ops.backends import available_backends, use_backend
+from sod_ops.ops.box_filter import box_filter
 from sod_ops.ops.box_iou_loss import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 from sod_ops.ops.complete_box_iou import complete_box_iou
 from sod_ops.ops.pyramid_conv2d import pyramid_conv2d
 from sod_ops.ops.sigmoid_focal_loss import sigmoid_focal_loss
 from sod_ops.ops.squeeze_excite import squeeze_excite
+from sod_ops.ops.structure_loss import structure_loss
+from sod_ops.ops.tversky_loss import dice_loss, iou_loss, tversky_loss
 
 __all__ = [
     "Report",
     "__version__",
     "accelerate",
     "available_backends",
+    "box_filter",
     "complete_box_iou",
     "complete_box_iou_loss",
+    "dice_loss",
     "distance_box_iou_loss",
     "generalized_box_iou_loss",
+    "iou_loss",
     "nn",
     "pyramid_conv2d",
     "restore",
     "sigmoid_focal_loss",
     "squeeze_excite",
+    "structure_loss",
+    "tversky_loss",
     "use_backend",
 ]

@@ -10,6 +10,7 @@ memory, floating-point atomics, or a kernel (a @triton.jit function whose name e
 """
 
 import argparse
+import contextlib
 import importlib
 import pkgutil
 import re
@@ -102,9 +103,12 @@ def record() -> tuple[list[Variant], list[str]]:
     names = [info.name for info in pkgutil.iter_modules(sod_ops.triton.__path__, "sod_ops.triton.")]
     modules = [importlib.import_module(name) for name in names]
     recorders = {name: Recorder(kernel) for module in modules for name, kernel in kernels_of(module).items()}
-    for module in modules:
-        if hasattr(module, "ahead_of_time_cases"):
-            with mock.patch.multiple(module, **{name: recorders[name] for name in kernels_of(module)}):
+    with contextlib.ExitStack() as patches:
+        for module in modules:  # all at once: a launcher may call one of another module
+            if kernels := kernels_of(module):
+                patches.enter_context(mock.patch.multiple(module, **{name: recorders[name] for name in kernels}))
+        for module in modules:
+            if hasattr(module, "ahead_of_time_cases"):
                 for launcher, arguments in module.ahead_of_time_cases():
                     launcher(*arguments)
     variants = sorted({variant for recorder in recorders.values() for variant in recorder.variants}, key=str)

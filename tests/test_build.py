@@ -74,6 +74,12 @@ for layout in (torch.contiguous_format, torch.channels_last):
         targets = torch.rand(x.shape).to(dtype)
         for gamma in (0.0, 1.0, 1.5, 2.0):
             compare(lambda: sod_ops.sigmoid_focal_loss(4 * x, targets, gamma=gamma, reduction="none"), [x])
+for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    maps = [torch.rand(2, 1, 45, 37).to(dtype).requires_grad_() for _ in range(2)]
+    mask = torch.rand(2, 1, 45, 37) > 0.5
+    compare(lambda: sod_ops.box_filter(maps[0], 15), maps[:1])
+    for published in (False, True):
+        compare(lambda: sod_ops.structure_loss(maps, mask.float(), as_published=published, reduction="none"), maps)
 print(_extension.build_info()["instruction_set"])
 """
 

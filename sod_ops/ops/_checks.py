@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# What kernels read masks and targets in.
+READABLE = (*FLOATING, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def shape_of(tensor: Tensor) -> str:
@@ -80,6 +82,14 @@ def check_loss_shapes(op: str, prediction: str, predicted: Tensor, argument: str
             hint += f" ({argument}.unsqueeze(1) adds it)"
     expected = f"of the shape of {prediction}, {shape_of(predicted)}"
     bad_value(op, argument, expected, f"{shape_of(target)}; a loss never broadcasts{hint}")
+
+
+def check_window(op: str, argument: str, value: Any) -> None:
+    """ValueError (TypeError for what is not an integer) unless ``value`` is odd and above 0."""
+    if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
+        bad_type(op, argument, "an integer", f"{value!r} ({type(value).__name__})")
+    if value < 1 or value % 2 == 0:
+        bad_value(op, argument, "odd and above 0", value)
 
 
 def check_positive(op: str, argument: str, value: object) -> None:

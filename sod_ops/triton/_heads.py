@@ -1,0 +1,83 @@
+"""How the losses of several heads against one mask walk maps [B, 1, H, W] of any strides."""
+# mypy: allow-untyped-defs, allow-incomplete-defs
+# ruff: noqa: N803 (compile-time constants in capitals, as everywhere in Triton)
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sod_ops.triton._planes import power_of_two
+from sod_ops.triton._rows import store
+
+_TILE = 1024
+_WIDEST = 128
+
+
+class Tiles:
+    """The grid of a kernel that visits every pixel once.
+
+    Attributes:
+        per_sample: programs for each sample; they follow each other.
+        constants: BLOCK_R, BLOCK_C.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        block_c = min(power_of_two(width), _WIDEST)
+        block_r = min(power_of_two(height), _TILE // block_c)
+        self.per_sample = triton.cdiv(height, block_r) * triton.cdiv(width, block_c)
+        self.constants: dict[str, Any] = {"BLOCK_R": block_r, "BLOCK_C": block_c}
+
+
+def steps(tensor: Tensor) -> tuple[int, int, int]:
+    """From sample to sample, from row to row and from column to column."""
+    return tensor.stride(0), tensor.stride(2), tensor.stride(3)
+
+
+def accumulator(heads: Sequence[Tensor], mask: Tensor) -> torch.dtype:
+    return torch.float64 if torch.float64 in (heads[0].dtype, mask.dtype) else torch.float32
+
+
+@triton.jit
+def tile_of(height, width, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """This program's sample, rows [BLOCK_R, 1], columns [1, BLOCK_C], and what lies inside."""
+    across = tl.cdiv(width, BLOCK_C)
+    per_sample = tl.cdiv(height, BLOCK_R) * across
+    program = tl.program_id(0).to(tl.int64)
+    tile = program % per_sample
+    row = tile // across * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
+    column = tile % across * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
+    return program // per_sample, row, column, (row < height) & (column < width)
+
+
+@triton.jit
+def load_tile(pointer, sample, row, column, inside, n_step, h_step, w_step, DTYPE: tl.constexpr):
+    """A map's elements of a tile; 0 beyond the map."""
+    place = sample * n_step + row * h_step + column * w_step
+    return tl.load(pointer + place, mask=inside, other=0).to(DTYPE)
+
+
+@triton.jit
+def sum_of_parts(parts, first, count, step, BLOCK: tl.constexpr):
+    """The sum in float64 of ``count`` numbers that lie ``step`` apart, always in the same order."""
+    sums = tl.zeros([BLOCK], dtype=tl.float64)
+    for start in range(0, count, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        sums += tl.load(parts + (first + i) * step, mask=i < count, other=0.0).to(tl.float64)
+    return tl.sum(sums, 0)
+
+
+@triton.jit(do_not_specialize=("heads", "samples"))
+def heads_losses_kernel(
+    terms,  # [heads, samples]
+    losses,  # [samples]
+    heads: tl.int32,
+    samples: tl.int64,
+    BLOCK: tl.constexpr,
+):
+    """A sample's loss from its terms."""
+    b = tl.program_id(0).to(tl.int64)
+    store(losses + b, sum_of_parts(terms + b, 0, heads, samples, BLOCK), None)
