@@ -70,6 +70,12 @@ def tversky_loss(dtype: torch.dtype, device: str) -> Call:
     return structure_loss(dtype, device)._replace(function=sod_ops.tversky_loss)
 
 
+def adaptive_pixel_intensity_loss(dtype: torch.dtype, device: str) -> Call:
+    probabilities = torch.rand(8, 2, 112, 112, device=device).to(dtype)[:, :1].requires_grad_()
+    mask = (torch.rand(8, 1, 112, 112, device=device) > 0.5).float()
+    return Call(sod_ops.adaptive_pixel_intensity_loss, (probabilities, mask), stores_gradient=True)
+
+
 # An op adds a line.
 CALLS = {
     "squeeze_excite": squeeze_excite,
@@ -79,6 +85,7 @@ CALLS = {
     "sigmoid_focal_loss": sigmoid_focal_loss,
     "box_filter": box_filter,
     "structure_loss": structure_loss,
+    "adaptive_pixel_intensity_loss": adaptive_pixel_intensity_loss,
     "tversky_loss": tversky_loss,
 }
 

@@ -154,4 +154,27 @@ void run_passes(const HeadsCall& call, const Bands& bands, bool second, Pass& pa
   }
 }
 
+// The same where a derivative depends on the sums of all samples: with a map for each.
+template <typename Acc, typename Pass>
+void run_together(const HeadsCall& call, const Bands& bands, bool second, Pass& pass) {
+  if (call.samples == 0 || call.width == 0) return;
+  const int64_t elements = bands.rows * call.width * static_cast<int64_t>(call.heads.size());
+  const int64_t map_size = Pass::kMaps * call.height * call.width;
+  const auto maps = scratch<Acc>(call.samples * map_size);
+  parallel_tasks(bands.count, elements, [&](int64_t first, int64_t last) {
+    auto worker = pass.worker();
+    for (int64_t i = first; i < last; ++i) {
+      pass.sums(bands[i], i, maps.get() + bands[i].plane * map_size, worker);
+    }
+  });
+  for (int64_t b = 0; b < call.samples; ++b) pass.finish(b);
+  if (!second) return;
+  parallel_tasks(bands.count, elements, [&](int64_t first, int64_t last) {
+    auto worker = pass.worker();
+    for (int64_t i = first; i < last; ++i) {
+      pass.derive(bands[i], maps.get() + bands[i].plane * map_size, worker);
+    }
+  });
+}
+
 }  // namespace sod_ops

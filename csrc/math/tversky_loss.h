@@ -45,11 +45,11 @@ SOD_OPS_HD TverskyRatio tversky_ratio(const TverskySums<double>& sums, const Tve
                      options.beta * (sums.target - sums.intersection)};
 }
 
-// A pixel's derivative is p (1 - p) (slope y + offset).
+// A pixel's derivative is p (1 - p) (inside y + outside (1 - y)).
 template <typename T>
 struct TverskyCoefficients {
-  T slope;
-  T offset;
+  T inside;
+  T outside;
 };
 
 // `factor` is the gradient of the sample's loss.
@@ -58,13 +58,13 @@ SOD_OPS_HD TverskyCoefficients<T> tversky_coefficients(const TverskySums<double>
                                                        double factor) {
   const TverskyRatio ratio = tversky_ratio(sums, options);
   const double scale = factor / (ratio.below * ratio.below);
-  return {static_cast<T>(scale * (ratio.above * (1 - options.alpha - options.beta) - ratio.below)),
+  return {static_cast<T>(scale * (ratio.above * (1 - options.beta) - ratio.below)),
           static_cast<T>(scale * ratio.above * options.alpha)};
 }
 
 template <typename T>
 SOD_OPS_HD T tversky_derivative(const TverskyCoefficients<T>& c, T x, T y) {
-  return logistic(x, y).slope * multiply_add(c.slope, y, c.offset);
+  return logistic(x, y).slope * multiply_add(c.inside, y, c.outside * (T(1) - y));
 }
 
 }  // namespace sod_ops::math

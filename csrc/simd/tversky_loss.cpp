@@ -31,7 +31,7 @@ template <typename Acc>
 void derivative(const math::TverskyCoefficients<Acc>& c, const Acc* x, const Acc* y, int64_t n, Acc* to) {
   using L = Lanes<Acc>;
   using V = simd::Vectorized<Acc>;
-  const math::TverskyCoefficients<V> coefficients{V(c.slope), V(c.offset)};
+  const math::TverskyCoefficients<V> coefficients{V(c.inside), V(c.outside)};
   for_each_piece<Acc>(n, [&](int64_t i, auto count) {
     L{{math::tversky_derivative(coefficients, L::load(x + i, count).v[0], L::load(y + i, count).v[0])}}.store(to + i,
                                                                                                               count);

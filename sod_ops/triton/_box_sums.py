@@ -124,10 +124,9 @@ class Windows:
             "num_warps": _warps(block_k * block_c),
         }
 
-    def sums_across(self, mask: Tensor, dtype: torch.dtype) -> Tensor:
-        """The sums along the rows of ``mask`` [N, C, H, W], taken in ``dtype``, for the kernel that goes down."""
+    def sum_across(self, mask: Tensor, sums: Tensor) -> None:
+        """Writes the sums along the rows of ``mask`` [N, C, H, W], taken in the dtype of ``sums``, which is dense."""
         n, c, height, width = self.shape
-        sums = mask.new_empty(self.shape, dtype=dtype)
         items = n * c * height * self._segments_across
         block_k = max(2, power_of_two(2 * self._half_across + 1))
         block_i = max(1, _TILE // block_k)
@@ -136,7 +135,6 @@ class Windows:
                 mask, sums, c, height, width, self._half_across, self._segments_across, items, *mask.stride(),
                 BLOCK_I=block_i, BLOCK_K=block_k, num_warps=_warps(block_i * block_k),
             )  # fmt: skip
-        return sums
 
 
 def _warps(elements: int) -> int:

@@ -53,7 +53,8 @@ def box_filter(mask: Tensor, kernel_size: int) -> Tensor:
         return averages
     maps, outputs = _as_maps(as_bytes(mask)), _as_maps(averages)
     windows = Windows(maps.shape, kernel_size, by_plane=False)
-    sums = windows.sums_across(maps, torch.float64 if mask.dtype == torch.float64 else torch.float32)
+    sums = maps.new_empty(maps.shape, dtype=torch.float64 if mask.dtype == torch.float64 else torch.float32)
+    windows.sum_across(maps, sums)
     with device_guard(mask):
         box_down_kernel[windows.grid](
             sums, outputs, *windows.down, maps.shape[1], *outputs.stride(), **windows.constants

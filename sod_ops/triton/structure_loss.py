@@ -263,8 +263,8 @@ def _run(
     dtype = accumulator(logits, mask)
     y = as_bytes(mask)
     windows, tiles = Windows(mask.shape, kernel_size, by_plane=True), Tiles(height, width)
-    sums = windows.sums_across(y, dtype)
-    weights = torch.empty_like(sums)
+    sums, weights = (mask.new_empty(mask.shape, dtype=dtype) for _ in range(2))
+    windows.sum_across(y, sums)
     weight_parts = mask.new_empty(windows.grid, dtype=dtype)
     parts = mask.new_empty((samples * tiles.per_sample, 3), dtype=dtype)
     coefficients = mask.new_empty((samples, 4), dtype=torch.float64) if gradients else None

@@ -87,7 +87,7 @@ def tversky_terms_kernel(
         if grad_output is not None:
             factor *= tl.load(grad_output + b * g_step).to(tl.float64)
         factor = factor / (below * below)
-        tl.store(coefficients + b * 2, factor * (above * (1.0 - (alpha + zero) - (beta + zero)) - below))
+        tl.store(coefficients + b * 2, factor * (above * (1.0 - (beta + zero)) - below))
         tl.store(coefficients + b * 2 + 1, factor * above * (alpha + zero))
 
 
@@ -112,16 +112,16 @@ def tversky_gradient_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """p (1 - p) (slope y + offset)."""
+    """p (1 - p) (inside y + outside (1 - y))."""
     dtype: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     sample, row, column, inside = tile_of(height, width, BLOCK_R, BLOCK_C)
     x = load_tile(logits, sample, row, column, inside, x_n_step, x_h_step, x_w_step, dtype)
     y = load_tile(mask, sample, row, column, inside, y_n_step, y_h_step, y_w_step, dtype)
     _, slope_of_p, _, _ = logistic(x, y)
-    slope = tl.load(coefficients + sample * 2).to(dtype)
-    offset = tl.load(coefficients + sample * 2 + 1).to(dtype)
+    inside_mask = tl.load(coefficients + sample * 2).to(dtype)
+    outside_mask = tl.load(coefficients + sample * 2 + 1).to(dtype)
     place = sample * g_n_step + row * g_h_step + column * g_w_step
-    store(gradient + place, slope_of_p * (slope * y + offset), inside)
+    store(gradient + place, slope_of_p * (inside_mask * y + outside_mask * (1.0 - y)), inside)
 
 
 def tversky_loss(
