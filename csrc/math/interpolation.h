@@ -19,8 +19,7 @@ struct Tap {
 // Bilinear interpolation from `from` to `to` positions (align_corners as in PyTorch), or nearest neighbours. The
 // position is computed in T, float or double, as PyTorch does, so that both round to the same neighbours.
 template <typename T>
-SOD_OPS_HD Tap<T> interpolation_tap(int64_t position, int64_t from, int64_t to, bool align_corners,
-                                           bool nearest) {
+SOD_OPS_HD Tap<T> interpolation_tap(int64_t position, int64_t from, int64_t to, bool align_corners, bool nearest) {
   if (from == to) return {position, position, T(1), T(0)};
   if (nearest) {
     const T scale = static_cast<T>(from) / static_cast<T>(to);
