@@ -8,5 +8,7 @@ STABLE_TORCH_LIBRARY(sod_ops, m) {
   m.def("squeeze_excite_backward(Tensor grad_output, Tensor x, Tensor? reduce_weight, Tensor expand_weight, Tensor statistics, SymInt activation, SymInt gate) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("box_iou_loss(Tensor boxes1, Tensor boxes2, SymInt loss, SymInt reduction, float eps, bool first, bool second) -> (Tensor, Tensor, Tensor)");
   m.def("box_iou_loss_backward(Tensor grad_output, Tensor boxes1, Tensor boxes2, SymInt loss, SymInt reduction, float eps, bool first, bool second) -> (Tensor, Tensor)");
+  m.def("pyramid_pool(Tensor x, SymInt[] bins) -> Tensor[]");
+  m.def("pyramid_pool_backward(Tensor[] grads, SymInt[] bins, SymInt height, SymInt width, bool channels_last) -> Tensor");
   // clang-format on
 }

@@ -5,6 +5,7 @@ from sod_ops._version import __version__
 from sod_ops.accelerate import Report, accelerate, restore
 from sod_ops.backends import available_backends, use_backend
 from sod_ops.ops.box_iou_loss import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
+from sod_ops.ops.pyramid_pool import pyramid_pool
 from sod_ops.ops.squeeze_excite import squeeze_excite
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "distance_box_iou_loss",
     "generalized_box_iou_loss",
     "nn",
+    "pyramid_pool",
     "restore",
     "squeeze_excite",
     "use_backend",
