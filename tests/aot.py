@@ -33,7 +33,13 @@ import sod_ops.triton
 
 # Compute capabilities, and the shared memory that one program can have there: bytes.
 ARCHITECTURES = {75: 65536, 80: 166912, 90: 232448, 100: 232448, 120: 101376}
-TYPES = {torch.float32: "fp32", torch.float64: "fp64", torch.bfloat16: "bf16", torch.float16: "fp16"}
+TYPES = {
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int32: "i32",
+}
 
 
 @dataclass(frozen=True)

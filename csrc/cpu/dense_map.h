@@ -34,8 +34,7 @@ inline bool is_dense_map(const torch::stable::Tensor& x, const MapSizes& sizes, 
   return true;
 }
 
-// Whether the results for x are contiguous (otherwise channels_last). A contiguous x of a single pixel is both; its
-// results are contiguous.
-inline bool lies_in_planes(const torch::stable::Tensor& x) { return x.is_contiguous() || is_planar(x); }
+// Whether the results for x are contiguous; otherwise they are channels_last.
+inline bool lies_in_planes(const torch::stable::Tensor& x) { return pixel_step(x) == 1; }
 
 }  // namespace sod_ops

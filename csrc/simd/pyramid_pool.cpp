@@ -2,6 +2,7 @@
 // double for double. The formula stands in sod_ops/reference/pyramid_pool.py.
 #include "pyramid_pool.h"
 
+#include "gather.h"
 #include "run_writer.h"
 #include "transpose.h"
 #include "vector.h"
@@ -239,22 +240,6 @@ void cell_gradients(const CellGrid& grid, const PyramidLevel* levels, int64_t le
   }
 }
 
-template <typename T>
-inline Lanes<T> gather(const Accumulator<T>* from, const typename PyramidPoolKernels<T>::Index* index, int64_t count) {
-  using A = Accumulator<T>;
-  using Indices = Vectorized<typename PyramidPoolKernels<T>::Index>;
-  constexpr int64_t width = Vectorized<A>::size();
-  Lanes<T> lanes;
-  for (int i = 0; i < Lanes<T>::kVectors; ++i) {
-    const int64_t rest = std::clamp<int64_t>(count - i * width, 0, width);
-    const auto where = rest == width ? Indices::loadu(index + i * width)
-                       : rest > 0    ? Indices::loadu(index + i * width, rest)
-                                     : Indices(0);
-    lanes.v[i] = at::vec::gather<sizeof(A)>(from, where);
-  }
-  return lanes;
-}
-
 template <typename T, bool kStream>
 void expand_planar(const CellGrid& grid, const Accumulator<T>* cells,
                    const typename PyramidPoolKernels<T>::Index* index, Span rows, T* line, T* to, int64_t step) {
@@ -263,7 +248,8 @@ void expand_planar(const CellGrid& grid, const Accumulator<T>* cells,
     RunWriter<T, kStream> writer(to + c * step);
     for (int64_t i = rows.first; i < rows.last; ++i) {
       const Accumulator<T>* row = cells + (i - rows.first) * grid.columns.cells * kPlanarChannels + c;
-      for_each_piece<T>(width, [&](int64_t w, auto count) { gather<T>(row, index + w, count).store(line + w, count); });
+      for_each_piece<T>(width,
+                        [&](int64_t w, auto count) { simd::gather<T>(row, index + w, count).store(line + w, count); });
       for (int64_t r = grid.rows.edges[i]; r < grid.rows.edges[i + 1]; ++r) writer.append(line, width);
     }
     writer.finish();

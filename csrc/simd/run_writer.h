@@ -15,7 +15,7 @@ inline void copy_run(const T* from, T* to, int64_t n) {
 }
 
 // Appends to the run that begins at `to`. With kStream all but its ends is stored past the caches, which takes whole
-// aligned registers: what does not fill them is gathered in a buffer that stays in the first-level cache.
+// aligned registers: pieces are gathered in a buffer that stays in the first-level cache.
 template <typename T, bool kStream>
 class RunWriter {
  public:
@@ -26,11 +26,25 @@ class RunWriter {
     }
   }
 
-  void append(const T* from, int64_t n) {
+  // Appends n elements, which piece(begin, count, place) writes, some at a time.
+  template <typename Piece>
+  void write(int64_t n, const Piece& piece) {
     if constexpr (!kStream) {
-      copy_run(from, to_, n);
+      piece(int64_t{0}, n, to_);
       to_ += n;
     } else {
+      constexpr int64_t most = kCapacity - kSize;
+      for (int64_t begin = 0; begin < n; begin += most) {
+        const int64_t count = std::min(most, n - begin);
+        if (fill_ + count > kCapacity) flush();
+        piece(begin, count, buffer_ + fill_);
+        fill_ += count;
+      }
+    }
+  }
+
+  void append(const T* from, int64_t n) {
+    if constexpr (kStream) {
       if (fill_ == 0) {
         const int64_t whole = n / kSize * kSize;
         for (int64_t i = 0; i < whole; i += kSize) stream(Vectorized<T>::loadu(from + i), to_ + i);
@@ -38,21 +52,15 @@ class RunWriter {
         from += whole;
         n -= whole;
       }
-      while (n > 0) {
-        const int64_t part = std::min(n, kCapacity - fill_);
-        copy_run(from, buffer_ + fill_, part);
-        fill_ += part;
-        from += part;
-        n -= part;
-        if (fill_ == kCapacity) flush();
-      }
     }
+    write(n, [&](int64_t begin, int64_t count, T* to) { copy_run(from + begin, to, count); });
   }
 
   // Call it after the last piece.
   void finish() {
     if constexpr (kStream) {
       flush();
+      copy_run(buffer_ + start_, to_ + start_, fill_ - start_);
       stream_fence();
     }
   }
@@ -61,17 +69,19 @@ class RunWriter {
   static constexpr int64_t kSize = Vectorized<T>::size();
   static constexpr int64_t kCapacity = 128 * kSize;
 
+  // Writes the whole registers; what is left goes to the front of the buffer.
   void flush() {
+    if (fill_ < kSize) return;
     int64_t i = 0;
     if (start_ > 0) {
-      i = std::min(kSize, fill_);
-      copy_run(buffer_ + start_, to_ + start_, i - start_);
+      copy_run(buffer_ + start_, to_ + start_, kSize - start_);
       start_ = 0;
+      i = kSize;
     }
     for (; i + kSize <= fill_; i += kSize) stream(Vectorized<T>::loadu(buffer_ + i), to_ + i);
-    copy_run(buffer_ + i, to_ + i, fill_ - i);
-    to_ += fill_;
-    fill_ = 0;
+    to_ += i;
+    fill_ -= i;
+    copy_run(buffer_ + i, buffer_, fill_);
   }
 
   T* to_;

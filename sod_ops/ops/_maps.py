@@ -27,12 +27,10 @@ def in_supported_layout(x: Tensor) -> Tensor:
 
 def lies_in_planes(x: Tensor) -> bool:
     """Whether the results for ``x``, in a supported layout, are contiguous; otherwise they are channels_last."""
-    if x.is_contiguous():
-        return True
     _, _, height, width = x.shape
     if width > 1:
         return x.stride(3) == 1
-    return x.stride(2) == 1 if height > 1 else x.stride(1) != 1
+    return height <= 1 or x.stride(2) == 1
 
 
 def _are_apart(step: int, count: int, extent: int) -> bool:

@@ -97,7 +97,9 @@ def _finish(
 
 
 def reference_gradients(
-    reference: Callable[..., Tensor], inputs: Sequence[Any], grad_output: Tensor
+    reference: Callable[..., Tensor | tuple[Tensor, ...]],
+    inputs: Sequence[Any],
+    grad_output: Tensor | tuple[Tensor, ...],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of ``reference(*inputs)`` that can be differentiated again: the double backward of a fused op.
 

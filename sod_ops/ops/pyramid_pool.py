@@ -92,12 +92,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], outputs: Sequence[Tensor]) -> None:
     ctx.channels_last = not lies_in_planes(x)
 
 
-def _gradients(
-    ctx: Any, backward: Callable[..., Tensor], grad_outputs: Sequence[Tensor]
-) -> tuple[Tensor | None, None]:
+def _gradients(ctx: Any, backward: Callable[..., Tensor], grad_outputs: Sequence[Tensor]) -> tuple[Tensor | None, None]:
     if torch.is_grad_enabled():
         x = grad_outputs[0].new_zeros(()).expand(ctx.shape).requires_grad_()
-        return *reference_gradients(partial(reference, bins=ctx.bins), (x,), tuple(grad_outputs)), None
+        (grad_x,) = reference_gradients(partial(reference, bins=ctx.bins), (x,), tuple(grad_outputs))
+        return grad_x, None
     memory_format = torch.channels_last if ctx.channels_last else torch.contiguous_format
     grads = [grad.contiguous(memory_format=memory_format) for grad in grad_outputs]
     return backward(grads, ctx.bins, *ctx.shape[2:], ctx.channels_last), None
@@ -139,10 +138,5 @@ def check_bins(op: str, bins: Any) -> None:
 
 
 def _check(x: Tensor, bins: Sequence[int]) -> None:
-    _checks.check_tensor(_OP, "x", x)
-    if x.dim() != 4:
-        _checks.bad_value(_OP, "x", "of shape [N, C, H, W]", _checks.shape_of(x))
-    if 0 in x.shape[1:]:
-        _checks.bad_value(_OP, "x", "of shape [N, C, H, W] with C, H and W at least 1", _checks.shape_of(x))
-    _checks.check_floating(_OP, "x", x)
+    _checks.check_map(_OP, "x", x)
     check_bins(_OP, bins)
