@@ -290,8 +290,12 @@ def _expected(
     outputs = _as_tuple(case.reference(*exact))
     dtype = next(t.dtype for t in inputs if t.is_floating_point())
     generator = torch.Generator(outputs[0].device).manual_seed(1)
-    # A dense tensor in the outputs' memory format, with a different value everywhere.
-    grad_outputs = tuple(torch.empty_like(y, dtype=dtype).normal_(generator=generator) for y in outputs)
+    # A dense tensor in the outputs' memory format, with a different value everywhere; of a mean or a sum 1, as
+    # loss.backward() has it.
+    grad_outputs = tuple(
+        torch.empty_like(y, dtype=dtype).normal_(generator=generator) if y.dim() else torch.ones_like(y, dtype=dtype)
+        for y in outputs
+    )
     results = _run(lambda: outputs, exact, tuple(g.double() for g in grad_outputs))()
     return results, grad_outputs
 

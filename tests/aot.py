@@ -38,7 +38,11 @@ TYPES = {
     torch.float64: "fp64",
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
+    torch.uint8: "u8",
+    torch.int8: "i8",
+    torch.int16: "i16",
     torch.int32: "i32",
+    torch.int64: "i64",
 }
 
 

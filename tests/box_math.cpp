@@ -1,16 +1,10 @@
-// The maths of csrc/math on plain numbers, as a CUDA kernel runs it: reads requests from standard input and writes results,
-// all in hexadecimal floating point, so that nothing is rounded on the way.
+// csrc/math/box_iou_loss.h on plain numbers, for test_box_math.py.
 #include "../csrc/math/box_iou_loss.h"
+#include "../csrc/math/complete_box_iou.h"
 
-#include <cstdio>
-#include <cstring>
+#include "plain_math.h"
 
 using namespace sod_ops::math;
-
-template <typename T>
-void print(T value, const char* end = " ") {
-  std::printf("%a%s", static_cast<double>(value), end);
-}
 
 template <typename T>
 void print(const Corners<T>& c, const char* end) {
@@ -28,23 +22,21 @@ void loss(Corners<T> first, Corners<T> second, T eps, T grad) {
 }
 
 template <typename T>
+void pairwise(Corners<T> first, Corners<T> second, T eps, T grad) {
+  const auto a = make_box<true>(first), b = make_box<true>(second);
+  PairGradient<T> gradient;
+  print(complete_box_iou<true>(a, b, eps, grad, &gradient));
+  print(corners_gradient<true, true>(a, b, gradient), " ");
+  print(corners_gradient<false, true>(b, a, gradient), "\n");
+}
+
+template <typename T>
 void answer(char what, const double* n) {
+  if (what == 'a') return print(arctangent(T(n[0]), T(n[1])), "\n");
   const Corners<T> a{T(n[0]), T(n[1]), T(n[2]), T(n[3])}, b{T(n[4]), T(n[5]), T(n[6]), T(n[7])};
   const T eps = T(n[8]), grad = T(n[9]);
-  if (what == 'a') print(arctangent(T(n[0]), T(n[1])), "\n");
   if (what == '0') loss<BoxLoss::generalized>(a, b, eps, grad);
   if (what == '1') loss<BoxLoss::distance>(a, b, eps, grad);
   if (what == '2') loss<BoxLoss::complete>(a, b, eps, grad);
-}
-
-// A request: 's' or 'd' for float or double, what to compute, ten numbers.
-int main() {
-  char type, what;
-  while (std::scanf(" %c %c", &type, &what) == 2) {
-    double n[10];
-    for (double& number : n) {
-      if (std::scanf("%lf", &number) != 1) return 1;
-    }
-    type == 's' ? answer<float>(what, n) : answer<double>(what, n);
-  }
+  if (what == 'p') pairwise(a, b, eps, grad);
 }

@@ -53,20 +53,27 @@ CHECK = """
 import torch, sod_ops
 from sod_ops import _extension
 torch.manual_seed(0)
+
+def compare(function, leaves):
+    found = []
+    for backend in ("cpu", "reference"):
+        with sod_ops.use_backend(backend):
+            y = function()
+            found.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+    for a, b in zip(*found):
+        # The builds differ in rounding alone; each op's tests hold one of them to the contract.
+        unit = torch.finfo(leaves[0].dtype).eps
+        torch.testing.assert_close(a, b, rtol=16 * unit, atol=16 * unit * b.abs().max().item())
+
 for layout in (torch.contiguous_format, torch.channels_last):
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         x = torch.randn(3, 37, 13, 17).to(dtype).contiguous(memory_format=layout).requires_grad_()
         p = [torch.randn(s).mul(0.2).to(dtype).requires_grad_() for s in ((9, 37), (9,), (37, 9), (37,))]
         for activation in ("identity", "relu", "relu6", "leaky_relu", "silu", "gelu", "gelu_tanh", "hardswish", "mish"):
-            found = []
-            for backend in ("cpu", "reference"):
-                with sod_ops.use_backend(backend):
-                    y = sod_ops.squeeze_excite(x, *p, activation=activation, gate="hardsigmoid")
-                    found.append([y, *torch.autograd.grad(y.square().sum(), [x, *p])])
-            for a, b in zip(*found):
-                # The builds differ in rounding alone; test_squeeze_excite.py holds one of them to the contract.
-                unit = torch.finfo(dtype).eps
-                torch.testing.assert_close(a, b, rtol=16 * unit, atol=16 * unit * b.abs().max().item())
+            compare(lambda: sod_ops.squeeze_excite(x, *p, activation=activation, gate="hardsigmoid"), [x, *p])
+        targets = torch.rand(x.shape).to(dtype)
+        for gamma in (0.0, 1.0, 1.5, 2.0):
+            compare(lambda: sod_ops.sigmoid_focal_loss(4 * x, targets, gamma=gamma, reduction="none"), [x])
 print(_extension.build_info()["instruction_set"])
 """
 

@@ -20,9 +20,63 @@ inline namespace CPU_CAPABILITY {
 template <typename T>
 using Vector = at::vec::Vectorized<T>;
 
+// A comparison of vectors is a mask, all bits of a lane set or none.
+template <typename T>
+Vector<T> where(const Vector<T>& condition, const Vector<T>& a, const Vector<T>& b) {
+  return Vector<T>::blendv(b, a, condition);
+}
+
+#if defined(CPU_CAPABILITY_AVX512)
+
+// AVX512 compares into a register of bits. at::vec makes a vector of it and where() bits again: two instructions each
+// time.
+template <typename T>
+struct Mask {
+  std::conditional_t<sizeof(T) == 4, __mmask16, __mmask8> bits;
+
+  friend Mask operator&(Mask a, Mask b) { return {static_cast<decltype(bits)>(a.bits & b.bits)}; }
+  friend Mask operator^(Mask a, Mask b) { return {static_cast<decltype(bits)>(a.bits ^ b.bits)}; }
+};
+
+inline Mask<float> greater(const Vector<float>& a, const Vector<float>& b) {
+  return {_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ)};
+}
+inline Mask<double> greater(const Vector<double>& a, const Vector<double>& b) {
+  return {_mm512_cmp_pd_mask(a, b, _CMP_GT_OQ)};
+}
+inline Mask<float> equal(const Vector<float>& a, const Vector<float>& b) {
+  return {_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ)};
+}
+inline Mask<double> equal(const Vector<double>& a, const Vector<double>& b) {
+  return {_mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ)};
+}
+inline Vector<float> where(Mask<float> condition, const Vector<float>& a, const Vector<float>& b) {
+  return _mm512_mask_blend_ps(condition.bits, b, a);
+}
+inline Vector<double> where(Mask<double> condition, const Vector<double>& a, const Vector<double>& b) {
+  return _mm512_mask_blend_pd(condition.bits, b, a);
+}
+
+#else
+
+template <typename T>
+Vector<T> greater(const Vector<T>& a, const Vector<T>& b) {
+  return a > b;
+}
+template <typename T>
+Vector<T> equal(const Vector<T>& a, const Vector<T>& b) {
+  return a == b;
+}
+
+#endif
+
 template <typename T>
 Vector<T> exp(const Vector<T>& x) {
   return x.exp();
+}
+template <typename T>
+Vector<T> log(const Vector<T>& x) {
+  return x.log();
 }
 template <typename T>
 Vector<T> log1p(const Vector<T>& x) {
@@ -58,45 +112,56 @@ Vector<T> min(const Vector<T>& a, const Vector<T>& b) {
   return at::vec::clamp_max(b, a);
 }
 
-// A comparison of vectors is a mask, all bits of a lane set or none.
 template <typename T>
-Vector<T> where(const Vector<T>& condition, const Vector<T>& a, const Vector<T>& b) {
-  return Vector<T>::blendv(b, a, condition);
-}
-
+Vector<T> reciprocal(const Vector<T>& b) {
 #if defined(CPU_CAPABILITY_AVX512)
-
-// AVX512 compares into a register of bits. at::vec makes a vector of it and where() bits again: two instructions each
-// time.
-template <typename T>
-struct Mask {
-  std::conditional_t<sizeof(T) == 4, __mmask16, __mmask8> bits;
-
-  friend Mask operator&(Mask a, Mask b) { return {static_cast<decltype(bits)>(a.bits & b.bits)}; }
-  friend Mask operator^(Mask a, Mask b) { return {static_cast<decltype(bits)>(a.bits ^ b.bits)}; }
-};
-
-inline Mask<float> greater(const Vector<float>& a, const Vector<float>& b) {
-  return {_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ)};
-}
-inline Mask<double> greater(const Vector<double>& a, const Vector<double>& b) {
-  return {_mm512_cmp_pd_mask(a, b, _CMP_GT_OQ)};
-}
-inline Vector<float> where(Mask<float> condition, const Vector<float>& a, const Vector<float>& b) {
-  return _mm512_mask_blend_ps(condition.bits, b, a);
-}
-inline Vector<double> where(Mask<double> condition, const Vector<double>& a, const Vector<double>& b) {
-  return _mm512_mask_blend_pd(condition.bits, b, a);
-}
-
-#else
-
-template <typename T>
-Vector<T> greater(const Vector<T>& a, const Vector<T>& b) {
-  return a > b;
-}
-
+  // A division keeps the divider busy for 16 cycles; an estimate of 14 bits and a Newton step take two or three.
+  if constexpr (std::is_same_v<T, float>) {
+    const Vector<float> estimate = _mm512_rcp14_ps(b);
+    return at::vec::fmadd(at::vec::fnmadd(b, estimate, Vector<float>(1.0f)), estimate, estimate);
+  }
 #endif
+  return Vector<T>(1) / b;
+}
+template <typename T>
+Vector<T> divide(const Vector<T>& a, const Vector<T>& b) {
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<T, float>) return a * reciprocal(b);
+#endif
+  return a / b;
+}
+
+// at::vec's exponential is a function call, around which every register must be spilled; this one is inlined. As 2^n
+// e^f with |f| <= log(2) / 2; the polynomial is a minimax fit of (e^f - 1 - f) / f^2, off by 3.1e-9 relative to e^f.
+template <typename T>
+Vector<T> exp_of_nonpositive(const Vector<T>& x) {
+#if defined(CPU_CAPABILITY_AVX2) || defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<T, float>) {
+    using V = Vector<float>;
+    // Below, the result is 0 even among subnormal numbers. NaN stays.
+    const V bounded = at::vec::clamp_min(x, V(-150.0f));
+    const V to_integer(12582912.0f);  // 1.5 * 2^23: added, it leaves no bit for a fraction
+    const V n = at::vec::fmadd(bounded, V(1.44269504088896341f), to_integer) - to_integer;
+    const V f = at::vec::fmadd(n, V(1.904654299957768e-9f), at::vec::fmadd(n, V(-0.69314718246459961f), bounded));
+    V p(0.00138145036497f);
+    p = at::vec::fmadd(p, f, V(0.00836876274464f));
+    p = at::vec::fmadd(p, f, V(0.0416683924953f));
+    p = at::vec::fmadd(p, f, V(0.166665202536f));
+    p = at::vec::fmadd(p, f, V(0.499999934223f));
+    p = at::vec::fmadd(p, f * f, f) + V(1.0f);
+#if defined(CPU_CAPABILITY_AVX512)
+    return _mm512_scalef_ps(p, n);
+#else
+    // Half the exponent at a time, as 2^-150 has no representation.
+    using I = at::vec::Vectorized<int32_t>;
+    const I whole = at::vec::convert_to_int_of_same_size(n), half = whole >> I(1);
+    const auto power = [](const I& exponent) { return at::vec::cast<float>((exponent + I(127)) << I(23)); };
+    return p * power(half) * power(whole - half);
+#endif
+  }
+#endif
+  return x.exp();
+}
 
 }  // namespace CPU_CAPABILITY
 

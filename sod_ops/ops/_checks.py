@@ -57,6 +57,31 @@ def check_choice(op: str, argument: str, value: object, choices: Iterable[str]) 
         bad_value(op, argument, f"one of {names}", repr(value))
 
 
+def check_number(op: str, argument: str, value: Any) -> float:
+    """``value`` as a float; TypeError for what is not a real number (a tensor's value would have to be read back)."""
+    if isinstance(value, float):
+        return value
+    if isinstance(value, (str, bytes, Tensor)) or not hasattr(value, "__float__"):
+        bad_type(op, argument, "a number", f"{value!r} ({type(value).__name__})")
+    return float(value)
+
+
+def check_loss_shapes(op: str, prediction: str, predicted: Tensor, argument: str, target: Tensor) -> None:
+    """ValueError unless both tensors have one shape. Where a channel is the difference, it says how to take it."""
+    if predicted.shape == target.shape:
+        return
+    long, short = sorted((list(predicted.shape), list(target.shape)), key=len, reverse=True)
+    hint = ""
+    if len(long) == len(short) > 1 and long[:1] + long[2:] == short[:1] + short[2:] and target.shape[1] == 1:
+        hint = f": take the channel that {argument} is for with a slice, out[:, :1]"
+    elif len(long) == len(short) + 1 > 1 and long[:1] + long[2:] == short:
+        hint = ": take a channel with a slice, out[:, :1], not with an index, out[:, 0], to keep its dimension"
+        if len(target.shape) < len(predicted.shape):
+            hint += f" ({argument}.unsqueeze(1) adds it)"
+    expected = f"of the shape of {prediction}, {shape_of(predicted)}"
+    bad_value(op, argument, expected, f"{shape_of(target)}; a loss never broadcasts{hint}")
+
+
 def check_positive(op: str, argument: str, value: object) -> None:
     """ValueError (TypeError for what is not a number) unless ``value`` is finite and above 0."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):

@@ -60,6 +60,21 @@ def register(
     return Selector(name, kernels)
 
 
+def register_in_place(name: str, fake: Callable[..., None], *, mutates: Sequence[str]) -> None:
+    """Registers an operator that changes arguments in place and has no gradient, in both namespaces.
+
+    Args:
+        name: the operator's name; it ends in an underscore, which its file's name does not.
+        fake: its fake kernel, whose annotations are the operator's schema.
+        mutates: the arguments that it changes.
+    """
+    _triton_library.define(name + torch.library.infer_schema(fake, mutates_args=mutates))
+    for device in ("CPU", "CUDA"):
+        _triton_library.impl(name, _triton_kernel(name.rstrip("_"), name), device)
+    for namespace in ("sod_ops_triton", "sod_ops") if _extension.why_missing() is None else ("sod_ops_triton",):
+        torch.library.register_fake(f"{namespace}::{name}", fake)
+
+
 def _triton_kernel(module: str, operator: str) -> Callable[..., Any]:
     """The Triton launcher ``operator`` of sod_ops.triton.<module>, imported at its first call: Triton is optional."""
 
@@ -101,16 +116,20 @@ def reference_gradients(
     inputs: Sequence[Any],
     grad_output: Tensor | tuple[Tensor, ...],
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of ``reference(*inputs)`` that can be differentiated again: the double backward of a fused op.
+    """Gradients of ``reference(*inputs)``: those that no kernel gives, and the double backward of a fused op.
 
-    A kernel's backward is invisible to autograd, so differentiating through it would be silently wrong.
+    A kernel's backward is invisible to autograd, so differentiating through it would be silently wrong. Where grad mode is
+    on, these can be differentiated again.
 
     Returns:
         One entry per input: its gradient where it requires one, otherwise None.
     """
     wanted = [i for i, value in enumerate(inputs) if isinstance(value, Tensor) and value.requires_grad]
-    output = reference(*inputs)
-    found = torch.autograd.grad(output, [inputs[i] for i in wanted], grad_output, create_graph=True, allow_unused=True)
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        output = reference(*inputs)
+        leaves = [inputs[i] for i in wanted]
+        found = torch.autograd.grad(output, leaves, grad_output, create_graph=again, allow_unused=True)
     gradients: list[Tensor | None] = [None] * len(inputs)
     for i, gradient in zip(wanted, found, strict=True):
         gradients[i] = gradient
