@@ -9,6 +9,7 @@ from sod_ops.ops.box_filter import box_filter
 from sod_ops.ops.box_iou_loss import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 from sod_ops.ops.complete_box_iou import complete_box_iou
 from sod_ops.ops.pyramid_conv2d import pyramid_conv2d
+from sod_ops.ops.pyramid_pool import pyramid_pool
 from sod_ops.ops.sigmoid_focal_loss import sigmoid_focal_loss
 from sod_ops.ops.squeeze_excite import squeeze_excite
 from sod_ops.ops.structure_loss import structure_loss
@@ -29,6 +30,7 @@ __all__ = [
     "iou_loss",
     "nn",
     "pyramid_conv2d",
+    "pyramid_pool",
     "restore",
     "sigmoid_focal_loss",
     "squeeze_excite",

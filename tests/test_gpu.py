@@ -27,6 +27,12 @@ def squeeze_excite(dtype: torch.dtype, device: str) -> Call:
     return Call(sod_ops.squeeze_excite, inputs)
 
 
+def pyramid_pool(dtype: torch.dtype, device: str) -> Call:
+    """The levels as one tensor."""
+    x = torch.randn(4, 64, 33, 40, device=device).to(dtype).requires_grad_()
+    return Call(lambda x: torch.cat([level.flatten(2) for level in sod_ops.pyramid_pool(x)], 2), (x,))
+
+
 def boxes(count: int, dtype: torch.dtype, device: str) -> Tensor:
     """[count, 4], in 100 x 100 pixels."""
     return (torch.rand(count, 2, 2, device=device).sort(1).values * 100).view(-1, 4).to(dtype).requires_grad_()
@@ -83,6 +89,7 @@ CALLS = {
     "complete_box_iou": complete_box_iou,
     "pyramid_conv2d": pyramid_conv2d,
     "sigmoid_focal_loss": sigmoid_focal_loss,
+    "pyramid_pool": pyramid_pool,
     "box_filter": box_filter,
     "structure_loss": structure_loss,
     "adaptive_pixel_intensity_loss": adaptive_pixel_intensity_loss,

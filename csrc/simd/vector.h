@@ -181,6 +181,19 @@ using at::vec::Vectorized;
 template <typename T>
 using Accumulator = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+// Stores a register past the caches, without first reading the cache line that it overwrites. p is aligned to a
+// register. Call stream_fence() after the last.
+template <typename T>
+inline void stream(const Vectorized<T>& raw, T* p) {
+#if defined(CPU_CAPABILITY_AVX512)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), _mm512_loadu_si512(&raw));
+#elif defined(CPU_CAPABILITY_AVX2)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(&raw)));
+#else
+  raw.store(p);
+#endif
+}
+
 // As many elements of T as one vector register holds, widened to one or two vectors of the accumulation type.
 template <typename T>
 struct Lanes {
@@ -230,18 +243,8 @@ struct Lanes {
 
   void store(T* p, int64_t count = kSize) const { count == kSize ? narrowed().store(p) : narrowed().store(p, count); }
 
-  // Stores all lanes past the caches, without first reading the cache line that they overwrite. p is aligned to a
-  // register. Call stream_fence() after the last.
-  void stream(T* p) const {
-    const Vectorized<T> raw = narrowed();
-#if defined(CPU_CAPABILITY_AVX512)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), _mm512_loadu_si512(&raw));
-#elif defined(CPU_CAPABILITY_AVX2)
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(&raw)));
-#else
-    raw.store(p);
-#endif
-  }
+  // Stores all lanes past the caches; see stream().
+  void stream(T* p) const { simd::stream(narrowed(), p); }
 
   void store_accumulators(Acc* p, int64_t count = kSize) const {
     constexpr int64_t width = Vectorized<Acc>::size();
@@ -266,6 +269,11 @@ struct Lanes {
   friend Lanes operator*(const Lanes& a, const Lanes& b) {
     Lanes lanes;
     for (int i = 0; i < kVectors; ++i) lanes.v[i] = a.v[i] * b.v[i];
+    return lanes;
+  }
+  friend Lanes operator/(const Lanes& a, const Lanes& b) {
+    Lanes lanes;
+    for (int i = 0; i < kVectors; ++i) lanes.v[i] = a.v[i] / b.v[i];
     return lanes;
   }
   // a * b + c

@@ -100,6 +100,16 @@ def check_positive(op: str, argument: str, value: object) -> None:
         bad_value(op, argument, "finite and above 0", value)
 
 
+def check_map(op: str, argument: str, value: Any) -> None:
+    """Raises unless ``value`` is a floating tensor [N, C, H, W] with a channel, a row and a column."""
+    check_tensor(op, argument, value)
+    if value.dim() != 4:
+        bad_value(op, argument, "of shape [N, C, H, W]", shape_of(value))
+    if 0 in value.shape[1:]:
+        bad_value(op, argument, "of shape [N, C, H, W] with C, H and W at least 1", shape_of(value))
+    check_floating(op, argument, value)
+
+
 def check_boxes(op: str, argument: str, value: Any, *, single: bool) -> None:
     """Raises unless ``value`` is a floating tensor [N, 4] or, where a ``single`` box may stand alone, [4]."""
     check_tensor(op, argument, value)

@@ -112,7 +112,9 @@ def _finish(
 
 
 def reference_gradients(
-    reference: Callable[..., Tensor], inputs: Sequence[Any], grad_output: Tensor
+    reference: Callable[..., Tensor | tuple[Tensor, ...]],
+    inputs: Sequence[Any],
+    grad_output: Tensor | tuple[Tensor, ...],
 ) -> tuple[Tensor | None, ...]:
     """Gradients of ``reference(*inputs)``: those that no kernel gives, and the double backward of a fused op.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sod_ops.backends import Kernels
 from sod_ops.ops import _checks
+from sod_ops.ops._maps import in_supported_layout
 from sod_ops.ops._operators import below_autograd, reference_gradients, register, transforms_active
 from sod_ops.reference import squeeze_excite as reference
 
@@ -92,7 +93,7 @@ def _call(
     if kernels is None:
         return _reference(activation, gate)(x, reduce_weight, reduce_bias, expand_weight, expand_bias)
     inputs = (
-        x if x.is_contiguous() else _in_supported_layout(x),
+        in_supported_layout(x),
         None if reduce_weight is None else reduce_weight.contiguous(),
         None if reduce_bias is None else reduce_bias.contiguous(),
         expand_weight.contiguous(),
@@ -261,31 +262,6 @@ def _check_weight(argument: str, weight: Tensor, shape: tuple[int, int], expecte
 def _check_bias(argument: str, bias: Tensor | None, length: int) -> None:
     if bias is not None and (bias.dim() != 1 or bias.shape[0] != length):
         _checks.bad_value(_OP, argument, f"of shape [{length}]", _checks.shape_of(bias))
-
-
-def _in_supported_layout(x: Tensor) -> Tensor:
-    """``x`` itself where the kernels read it in place: one sample's planes, or its pixels, lie at a fixed step."""
-    samples, channels, height, width = x.shape
-    sample_step, channel_step, row_step, column_step = x.stride()
-    pixels = height * width
-    planar = (
-        column_step == 1
-        and row_step == width
-        and _are_apart(channel_step, channels, pixels)
-        and _are_apart(sample_step, samples, pixels)
-    )
-    interleaved = (
-        channel_step == 1
-        and row_step == width * column_step
-        and _are_apart(column_step, pixels, channels)
-        and _are_apart(sample_step, samples, channels)
-    )
-    return x if planar or interleaved else x.contiguous()
-
-
-def _are_apart(step: int, count: int, extent: int) -> bool:
-    """Whether ``count`` runs of ``extent`` elements, ``step`` from one to the next, share no memory, or share it all."""
-    return count <= 1 or step == 0 or step >= extent
 
 
 def _as_laid_out(grad_output: Tensor, x: Tensor) -> Tensor:

@@ -99,6 +99,12 @@ def device_guard(tensor: Tensor) -> Any:
     return _no_guard
 
 
+def map_steps(shape: torch.Size, stride: tuple[int, ...]) -> tuple[bool, int, int]:
+    """Whether a map is interleaved, and its two steps; ValueError where it cannot be walked so."""
+    interleaved = _pixel_step(shape, stride) != 1
+    return interleaved, *_steps(shape, stride, interleaved)
+
+
 def _pixel_step(shape: torch.Size, stride: tuple[int, ...]) -> int:
     """The step between pixels; the strides of dimensions of size 1 say nothing."""
     if shape[3] > 1:

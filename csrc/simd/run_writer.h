@@ -1,0 +1,94 @@
+// Writing one long run of memory in pieces of any length.
+#pragma once
+
+#include "vector.h"
+
+namespace sod_ops::simd {
+inline namespace CPU_CAPABILITY {
+
+template <typename T>
+inline void copy_run(const T* from, T* to, int64_t n) {
+  constexpr int64_t size = Vectorized<T>::size();
+  int64_t i = 0;
+  for (; i + size <= n; i += size) Vectorized<T>::loadu(from + i).store(to + i);
+  if (i < n) Vectorized<T>::loadu(from + i, n - i).store(to + i, n - i);
+}
+
+// Appends to the run that begins at `to`. With kStream all but its ends is stored past the caches, which takes whole
+// aligned registers: pieces are gathered in a buffer that stays in the first-level cache.
+template <typename T, bool kStream>
+class RunWriter {
+ public:
+  explicit RunWriter(T* to) : to_(to) {
+    if constexpr (kStream) {
+      start_ = fill_ = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) % kRegister / sizeof(T));
+      to_ -= start_;
+    }
+  }
+
+  // Appends n elements, which piece(begin, count, place) writes, some at a time.
+  template <typename Piece>
+  void write(int64_t n, const Piece& piece) {
+    if constexpr (!kStream) {
+      piece(int64_t{0}, n, to_);
+      to_ += n;
+    } else {
+      constexpr int64_t most = kCapacity - kSize;
+      for (int64_t begin = 0; begin < n; begin += most) {
+        const int64_t count = std::min(most, n - begin);
+        if (fill_ + count > kCapacity) flush();
+        piece(begin, count, buffer_ + fill_);
+        fill_ += count;
+      }
+    }
+  }
+
+  void append(const T* from, int64_t n) {
+    if constexpr (kStream) {
+      if (fill_ == 0) {
+        const int64_t whole = n / kSize * kSize;
+        for (int64_t i = 0; i < whole; i += kSize) stream(Vectorized<T>::loadu(from + i), to_ + i);
+        to_ += whole;
+        from += whole;
+        n -= whole;
+      }
+    }
+    write(n, [&](int64_t begin, int64_t count, T* to) { copy_run(from + begin, to, count); });
+  }
+
+  // Call it after the last piece.
+  void finish() {
+    if constexpr (kStream) {
+      flush();
+      copy_run(buffer_ + start_, to_ + start_, fill_ - start_);
+      stream_fence();
+    }
+  }
+
+ private:
+  static constexpr int64_t kSize = Vectorized<T>::size();
+  static constexpr int64_t kCapacity = 128 * kSize;
+
+  // Writes the whole registers; what is left goes to the front of the buffer.
+  void flush() {
+    if (fill_ < kSize) return;
+    int64_t i = 0;
+    if (start_ > 0) {
+      copy_run(buffer_ + start_, to_ + start_, kSize - start_);
+      start_ = 0;
+      i = kSize;
+    }
+    for (; i + kSize <= fill_; i += kSize) stream(Vectorized<T>::loadu(buffer_ + i), to_ + i);
+    to_ += i;
+    fill_ -= i;
+    copy_run(buffer_ + i, buffer_, fill_);
+  }
+
+  T* to_;
+  int64_t start_ = 0;  // elements before the run's first in its register
+  int64_t fill_ = 0;
+  alignas(64) T buffer_[kStream ? kCapacity : 1];
+};
+
+}  // namespace CPU_CAPABILITY
+}  // namespace sod_ops::simd

@@ -1,0 +1,38 @@
+"""How maps [N, C, H, W] lie in memory, for the ops that read them in place."""
+
+from torch import Tensor
+
+
+def in_supported_layout(x: Tensor) -> Tensor:
+    """``x`` itself where the kernels read it in place: one sample's planes, or its pixels, lie at a fixed step."""
+    if x.is_contiguous():
+        return x
+    samples, channels, height, width = x.shape
+    sample_step, channel_step, row_step, column_step = x.stride()
+    pixels = height * width
+    planar = (
+        column_step == 1
+        and row_step == width
+        and _are_apart(channel_step, channels, pixels)
+        and _are_apart(sample_step, samples, pixels)
+    )
+    interleaved = (
+        channel_step == 1
+        and row_step == width * column_step
+        and _are_apart(column_step, pixels, channels)
+        and _are_apart(sample_step, samples, channels)
+    )
+    return x if planar or interleaved else x.contiguous()
+
+
+def lies_in_planes(x: Tensor) -> bool:
+    """Whether the results for ``x``, in a supported layout, are contiguous; otherwise they are channels_last."""
+    _, _, height, width = x.shape
+    if width > 1:
+        return x.stride(3) == 1
+    return height <= 1 or x.stride(2) == 1
+
+
+def _are_apart(step: int, count: int, extent: int) -> bool:
+    """Whether ``count`` runs of ``extent`` elements, ``step`` from one to the next, share no memory, or share it all."""
+    return count <= 1 or step == 0 or step >= extent
