@@ -8,6 +8,7 @@ from sod_ops.ops.box_iou_loss import complete_box_iou_loss, distance_box_iou_los
 from sod_ops.ops.complete_box_iou import complete_box_iou
 from sod_ops.ops.sigmoid_focal_loss import sigmoid_focal_loss
 from sod_ops.ops.squeeze_excite import squeeze_excite
+from sod_ops.patch import patch_losses
 
 __all__ = [
     "Report",
@@ -19,6 +20,7 @@ __all__ = [
     "distance_box_iou_loss",
     "generalized_box_iou_loss",
     "nn",
+    "patch_losses",
     "restore",
     "sigmoid_focal_loss",
     "squeeze_excite",
