@@ -24,7 +24,7 @@ struct BoxLossCall {
     check_boxes_alike(op, boxes1, boxes2);
     STD_TORCH_CHECK(boxes1.dim() == boxes2.dim() && first.count == second.count, op,
                     ": boxes2 must have the shape of boxes1");
-    STD_TORCH_CHECK(loss >= 0 && loss < math::kBoxLosses, op, ": unknown loss ", loss);
+    STD_TORCH_CHECK(loss >= 0 && loss < math::kBoxLosses * math::kFlavours, op, ": unknown loss ", loss);
     STD_TORCH_CHECK(reduction_index >= 0 && reduction_index <= 2, op, ": unknown reduction ", reduction_index);
     STD_TORCH_CHECK(eps > 0 && std::isfinite(eps), op, ": eps must be finite and above 0, got ", eps);
     pairs = first.count;

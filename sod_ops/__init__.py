@@ -14,6 +14,7 @@ from sod_ops.ops.sigmoid_focal_loss import sigmoid_focal_loss
 from sod_ops.ops.squeeze_excite import squeeze_excite
 from sod_ops.ops.structure_loss import structure_loss
 from sod_ops.ops.tversky_loss import dice_loss, iou_loss, tversky_loss
+from sod_ops.patch import patch_losses
 
 __all__ = [
     "Report",
@@ -29,6 +30,7 @@ __all__ = [
     "generalized_box_iou_loss",
     "iou_loss",
     "nn",
+    "patch_losses",
     "pyramid_conv2d",
     "pyramid_pool",
     "restore",

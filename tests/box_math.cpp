@@ -12,11 +12,12 @@ void print(const Corners<T>& c, const char* end) {
 }
 
 template <BoxLoss kLoss, typename T>
-void loss(Corners<T> first, Corners<T> second, T eps, T grad) {
+void loss(int64_t number, Corners<T> first, Corners<T> second, T eps, T grad) {
   constexpr bool kAngle = kLoss == BoxLoss::complete;
-  const auto a = make_box<kAngle>(first), b = make_box<kAngle>(second);
+  const auto padding = padding_of<T>(number, eps);
+  const auto a = make_box<kAngle>(first, padding.heights), b = make_box<kAngle>(second, padding.heights);
   PairGradient<T> gradient;
-  print(box_iou_loss<kLoss, true>(a, b, eps, grad, &gradient));
+  print(box_iou_loss<kLoss, true>(a, b, padding, grad, &gradient));
   print(corners_gradient<true, kAngle>(a, b, gradient), " ");
   print(corners_gradient<false, kAngle>(b, a, gradient), "\n");
 }
@@ -35,8 +36,11 @@ void answer(char what, const double* n) {
   if (what == 'a') return print(arctangent(T(n[0]), T(n[1])), "\n");
   const Corners<T> a{T(n[0]), T(n[1]), T(n[2]), T(n[3])}, b{T(n[4]), T(n[5]), T(n[6]), T(n[7])};
   const T eps = T(n[8]), grad = T(n[9]);
-  if (what == '0') loss<BoxLoss::generalized>(a, b, eps, grad);
-  if (what == '1') loss<BoxLoss::distance>(a, b, eps, grad);
-  if (what == '2') loss<BoxLoss::complete>(a, b, eps, grad);
+  const int64_t number = what - '0';
+  if (number >= 0 && number < kBoxLosses * kFlavours) {
+    if (kind_of(number) == BoxLoss::generalized) loss<BoxLoss::generalized>(number, a, b, eps, grad);
+    if (kind_of(number) == BoxLoss::distance) loss<BoxLoss::distance>(number, a, b, eps, grad);
+    if (kind_of(number) == BoxLoss::complete) loss<BoxLoss::complete>(number, a, b, eps, grad);
+  }
   if (what == 'p') pairwise(a, b, eps, grad);
 }

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -141,6 +142,30 @@ def test_identical_boxes_cost_nothing(backend: Backend, loss: str) -> None:
     assert torch.equal(result, torch.zeros_like(result))
     for gradient in gradients:
         assert gradient.abs().max() < 1e-6  # against sides of 2 to 100
+
+
+@all_losses
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("eps", [1e-7, 1e-2])
+def test_the_padded_flavour(backend: Backend, loss: str, dtype: torch.dtype, eps: float) -> None:
+    """That of ultralytics, which tests/test_patch.py compares it with: also of boxes that touch, or have no size."""
+    tables = [pairs_of(table, dtype) for table in (PAIRS, DEGENERATE)]
+    boxes = [torch.cat([*parts, random_boxes(50, dtype)]).to(backend.device) for parts in zip(*tables, strict=True)]
+    for reduction in REDUCTIONS:
+        grad = grad_for(boxes[0], reduction).to(backend.device)
+        actual = run(partial(op.padded_box_iou_loss, loss), *boxes, grad, reduction=reduction, eps=eps)
+        expected = run(partial(LOSSES[loss], padded=True), *boxes, grad, reduction=reduction, eps=eps)
+        for name, a, e in zip(NAMES, actual, expected, strict=True):
+            assert a.isfinite().all(), name
+            unit = 16 * torch.finfo(dtype).eps
+            torch.testing.assert_close(a, e, rtol=unit, atol=unit * max(1, e.abs().max().item()))
+
+
+def test_double_backward_of_the_padded_flavour(backend: Backend) -> None:
+    leaves = [random_boxes(4, torch.float64, backend.device, size=3.0).requires_grad_() for _ in range(2)]
+    function = partial(op.padded_box_iou_loss, "distance_box_iou_loss", eps=1e-2)
+    assert torch.autograd.gradcheck(function, leaves, fast_mode=backend.interpreted)
+    assert torch.autograd.gradgradcheck(function, leaves, fast_mode=backend.interpreted)
 
 
 # ---- Boxes without a size ---------------------------------------------------------------------------------------------
@@ -589,7 +614,7 @@ def test_operators_refuse_what_would_read_out_of_bounds() -> None:
         (boxes.t().contiguous().t(), boxes, *options),
         (boxes.double(), boxes, *options),
         (boxes.int(), boxes.int(), *options),
-        (boxes, boxes, 3, 1, 1e-7, True, True),
+        (boxes, boxes, 6, 1, 1e-7, True, True),
         (boxes, boxes, -1, 1, 1e-7, True, True),
         (boxes, boxes, 2, 3, 1e-7, True, True),
         (boxes, boxes, 2, 1, 0.0, True, True),

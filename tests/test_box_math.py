@@ -9,6 +9,7 @@ from plain_math import Ask, compile_program
 from torch import Tensor
 
 import sod_ops
+from sod_ops.ops.box_iou_loss import padded_box_iou_loss
 from sod_ops.reference.box_iou_loss import LOSSES
 
 
@@ -33,16 +34,17 @@ def dense_boxes(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("loss", LOSSES)
-def test_plain_numbers_give_what_vectors_give(ask: Ask, loss: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("padded", [False, True])
+def test_plain_numbers_give_what_vectors_give(ask: Ask, loss: str, dtype: torch.dtype, padded: bool) -> None:
     boxes = dense_boxes(dtype)
     grad = torch.linspace(0.5, 1.5, len(boxes[0]), dtype=dtype)
     leaves = [b.requires_grad_() for b in boxes]
     with sod_ops.use_backend("cpu"):
-        value = getattr(sod_ops, loss)(*leaves)
+        value = padded_box_iou_loss(loss, *leaves) if padded else getattr(sod_ops, loss)(*leaves)
     gradients = torch.autograd.grad(value, leaves, grad)
     vectors = torch.cat([value.detach()[:, None], *gradients], 1)
 
-    assert_plain_numbers_give(ask, vectors, str(list(LOSSES).index(loss)), leaves, grad)
+    assert_plain_numbers_give(ask, vectors, str(list(LOSSES).index(loss) + padded * len(LOSSES)), leaves, grad)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -27,7 +27,7 @@ struct Pass {
   Boxes first;
   Boxes second;
   int64_t pairs;
-  Acc eps;
+  math::Padding<Acc> padding;
   Acc scale;  // of sums, and of gradients
 
   Acc* losses = nullptr;       // [pairs], or null
@@ -44,11 +44,11 @@ __global__ void __launch_bounds__(kMostThreads, 1) box_iou_loss_kernel(const Pas
   Acc sum = 0;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < pass.pairs;
        i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
-    const auto a = math::make_box<kAngle>(load_box<Acc>(pass.first, i));
-    const auto b = math::make_box<kAngle>(load_box<Acc>(pass.second, i));
+    const auto a = math::make_box<kAngle>(load_box<Acc>(pass.first, i), pass.padding.heights);
+    const auto b = math::make_box<kAngle>(load_box<Acc>(pass.second, i), pass.padding.heights);
     const Acc grad = pass.grad == nullptr ? pass.scale : pass.scale * pass.grad[i * pass.grad_step];
     math::PairGradient<Acc> gradient;
-    const Acc loss = math::box_iou_loss<kLoss, kGradient>(a, b, pass.eps, grad, &gradient);
+    const Acc loss = math::box_iou_loss<kLoss, kGradient>(a, b, pass.padding, grad, &gradient);
     if constexpr (kGradient) {
       if (pass.grad_first != nullptr) {
         store_box(pass.grad_first, pass.first.dtype, i, math::corners_gradient<true, kAngle>(a, b, gradient));
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kMostThreads)
 
 template <bool kGradient, typename Acc>
 auto kernel_for(int64_t loss) {
-  switch (static_cast<BoxLoss>(loss)) {
+  switch (math::kind_of(loss)) {
     case BoxLoss::generalized: return box_iou_loss_kernel<BoxLoss::generalized, kGradient, Acc>;
     case BoxLoss::distance: return box_iou_loss_kernel<BoxLoss::distance, kGradient, Acc>;
     default: return box_iou_loss_kernel<BoxLoss::complete, kGradient, Acc>;
@@ -97,11 +97,11 @@ void launch(const Launcher& launcher, int64_t loss, const Pass<Acc>& pass) {
 }
 
 template <typename Acc>
-Pass<Acc> all_pairs(const BoxLossCall& call, const Tensor& boxes1, const Tensor& boxes2, double eps) {
+Pass<Acc> all_pairs(const BoxLossCall& call, const Tensor& boxes1, const Tensor& boxes2, int64_t loss, double eps) {
   return {.first = Boxes(boxes1, call.first_step),
           .second = Boxes(boxes2, call.second_step),
           .pairs = call.pairs,
-          .eps = static_cast<Acc>(eps),
+          .padding = math::padding_of<Acc>(loss, eps),
           .scale = static_cast<Acc>(call.scale())};
 }
 
@@ -116,7 +116,7 @@ std::tuple<Tensor, Tensor, Tensor> box_iou_loss(const Tensor& boxes1, const Tens
   for_accumulator(boxes1.scalar_type(), [&](auto* type) {
     using Acc = std::remove_pointer_t<decltype(type)>;
     auto* losses = static_cast<Acc*>(result.data_ptr());
-    auto pass = all_pairs<Acc>(call, boxes1, boxes2, eps);
+    auto pass = all_pairs<Acc>(call, boxes1, boxes2, loss, eps);
     if (call.reduction == Reduction::none) {
       pass.losses = losses;
       return launch(launcher, loss, pass);
@@ -147,7 +147,7 @@ std::tuple<Tensor, Tensor> box_iou_loss_backward(const Tensor& grad_output, cons
   Tensor grad_boxes2 = empty_box_gradient(boxes2, second);
   for_accumulator(boxes1.scalar_type(), [&](auto* type) {
     using Acc = std::remove_pointer_t<decltype(type)>;
-    auto pass = all_pairs<Acc>(call, boxes1, boxes2, eps);
+    auto pass = all_pairs<Acc>(call, boxes1, boxes2, loss, eps);
     pass.grad_first = first ? grad_boxes1.data_ptr() : nullptr;
     pass.grad_second = second ? grad_boxes2.data_ptr() : nullptr;
     pass.grad = static_cast<const Acc*>(grad_output.data_ptr());

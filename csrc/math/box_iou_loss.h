@@ -2,21 +2,47 @@
 // formulas stand in sod_ops/reference/box_iou_loss.py, whose table LOSSES has the numbering.
 #pragma once
 
+#include <cfloat>
+#include <cstdint>
+
 #include "boxes.h"
 
 namespace sod_ops::math {
 
 enum class BoxLoss { generalized, distance, complete };
 
+// Each comes in two flavours: torchvision's, and then ultralytics', which is called padded here.
 constexpr int kBoxLosses = 3;
+constexpr int kFlavours = 2;
+
+// What is added where.
+template <typename T>
+struct Padding {
+  T alpha;         // to the denominator of alpha
+  T denominators;  // to all others
+  T heights;       // to the height of each box, wherever its area and its angle are concerned
+  T least;         // see make_pair: there the derivative of an overlap at 0 is 1
+};
+
+SOD_OPS_HD BoxLoss kind_of(int64_t loss) { return static_cast<BoxLoss>(loss % kBoxLosses); }
+
+template <typename T>
+SOD_OPS_HD Padding<T> padding_of(int64_t loss, double eps) {
+  using Number = typename Scalar<T>::type;
+  const bool padded = loss >= kBoxLosses;
+  // torchvision's complete takes the caller's eps for alpha alone.
+  const double denominators = !padded && kind_of(loss) == BoxLoss::complete ? 1e-7 : eps;
+  return {T(static_cast<Number>(eps)), T(static_cast<Number>(denominators)), T(static_cast<Number>(padded ? eps : 0)),
+          T(static_cast<Number>(padded ? -FLT_MIN : 0))};
+}
 
 // The loss of boxes a and b. With kGradient, `g` gets its gradient, times `grad`, by what the loss is computed from.
 template <BoxLoss kLoss, bool kGradient, typename T>
-SOD_OPS_HD T box_iou_loss(const Box<T>& a, const Box<T>& b, T eps, T grad = T(1), PairGradient<T>* g = nullptr) {
-  const auto pair = make_pair<false>(a, b);
-  // The caller's eps reaches only the alpha of complete.
-  const T own_eps = kLoss == BoxLoss::complete ? T(1e-7) : eps;
-  const T padded_union = pair.union_ + own_eps;
+SOD_OPS_HD T box_iou_loss(const Box<T>& a, const Box<T>& b, const Padding<T>& padding, T grad = T(1),
+                          PairGradient<T>* g = nullptr) {
+  const auto pair = make_pair<false>(a, b, padding.least);
+  const T eps = padding.denominators;
+  const T padded_union = pair.union_ + eps;
   const T iou = pair.intersection / padded_union;
   const T by_iou = kGradient ? -grad / padded_union : T(0);
   if constexpr (kGradient) g->area = -(by_iou * iou);
@@ -35,12 +61,12 @@ SOD_OPS_HD T box_iou_loss(const Box<T>& a, const Box<T>& b, T eps, T grad = T(1)
       g->dx = g->dy = T(0);
     }
   } else {
-    const T diagonal = squared_diagonal(pair) + own_eps;
+    const T diagonal = squared_diagonal(pair) + eps;
     const T penalty = squared_distance(pair) / diagonal;
     loss = loss + penalty;
     if constexpr (kGradient) add_distance_gradient(pair, diagonal, penalty, grad, g);
     if constexpr (kLoss == BoxLoss::complete) {
-      const auto aspect = make_aspect(a, b, iou, eps);
+      const auto aspect = make_aspect(a, b, iou, padding.alpha);
       loss = loss + aspect.penalty;
       if constexpr (kGradient) g->angle = grad * aspect.by_angle;
     }

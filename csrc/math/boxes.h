@@ -27,11 +27,12 @@ SOD_OPS_HD T squared_size(T width, T height) {
   return multiply_add(width, width, product(height, height));
 }
 
+// `padding` is added to the height.
 template <bool kAngle, typename T>
-SOD_OPS_HD Box<T> make_box(Corners<T> corners) {
+SOD_OPS_HD Box<T> make_box(Corners<T> corners, T padding = T(0)) {
   Box<T> box{corners};
   box.width = box.x2 - box.x1;
-  box.height = box.y2 - box.y1;
+  box.height = box.y2 - box.y1 + padding;
   box.area = product(box.width, box.height);
   if constexpr (kAngle) {
     box.size = squared_size(box.width, box.height);
@@ -51,9 +52,10 @@ struct Pair {
 };
 
 // kClamp: widths and heights are clamped at 0 on their own, as PyTorch clamps (the derivative at 0 is 1), those of the
-// enclosing box too. Otherwise boxes that only touch count as apart.
+// enclosing box too. Otherwise boxes whose overlap is not larger than `least` either way count as apart: with 0, those
+// that only touch.
 template <bool kClamp, typename T>
-SOD_OPS_HD Pair<T> make_pair(const Box<T>& a, const Box<T>& b) {
+SOD_OPS_HD Pair<T> make_pair(const Box<T>& a, const Box<T>& b, T least = T(0)) {
   Pair<T> pair;
   const T width = min(a.x2, b.x2) - max(a.x1, b.x1);
   const T height = min(a.y2, b.y2) - max(a.y1, b.y1);
@@ -67,7 +69,7 @@ SOD_OPS_HD Pair<T> make_pair(const Box<T>& a, const Box<T>& b) {
     pair.enclosing_width = max(pair.enclosing_width, T(0));
     pair.enclosing_height = max(pair.enclosing_height, T(0));
   } else {
-    const auto overlap = greater(width, T(0)) & greater(height, T(0));
+    const auto overlap = greater(width, least) & greater(height, least);
     pair.by_width = where(overlap, height, T(0));
     pair.by_height = where(overlap, width, T(0));
     pair.intersection = product(pair.by_width, pair.by_height);

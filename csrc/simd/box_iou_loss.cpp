@@ -14,16 +14,17 @@ using math::BoxLoss;
 using simd::BoxLanes;
 
 template <BoxLoss kLoss, bool kFirst, bool kSecond, typename T>
-double run_of(const BoxLossRun<T>& run) {
+double run_of(int64_t number, const BoxLossRun<T>& run) {
   using Acc = typename BoxLossRun<T>::Acc;
   using V = at::vec::Vectorized<Acc>;
   constexpr bool kGradient = kFirst || kSecond, kAngle = kLoss == BoxLoss::complete;
-  const V eps(static_cast<Acc>(run.eps)), scale(static_cast<Acc>(run.scale));
+  const auto padding = math::padding_of<V>(number, run.eps);
+  const V scale(static_cast<Acc>(run.scale));
   const V constant = kGradient && run.grad_step == 0 ? V(*run.grad) * scale : scale;
   V sum(0);
   simd::for_each_piece<Acc>(run.count, [&](int64_t i, auto count) {
     const auto box = [&](const T* boxes, int64_t step) {
-      return math::make_box<kAngle>(BoxLanes<T>::load(boxes + i * step, step, count));
+      return math::make_box<kAngle>(BoxLanes<T>::load(boxes + i * step, step, count), padding.heights);
     };
     const auto a = box(run.first, run.first_step), b = box(run.second, run.second_step);
     V grad = constant;
@@ -31,7 +32,7 @@ double run_of(const BoxLossRun<T>& run) {
       if (run.grad_step != 0) grad = V::loadu(run.grad + i, count) * scale;
     }
     math::PairGradient<V> gradient;
-    const V loss = math::box_iou_loss<kLoss, kGradient>(a, b, eps, grad, &gradient);
+    const V loss = math::box_iou_loss<kLoss, kGradient>(a, b, padding, grad, &gradient);
     if constexpr (kFirst) {
       BoxLanes<T>::store(math::corners_gradient<true, kAngle>(a, b, gradient), run.grad_first + 4 * i, count);
     }
@@ -49,19 +50,20 @@ double run_of(const BoxLossRun<T>& run) {
 }
 
 template <BoxLoss kLoss, typename T>
-double run_of(const BoxLossRun<T>& run) {
+double run_of(int64_t number, const BoxLossRun<T>& run) {
   if (run.grad_first == nullptr) {
-    return run.grad_second == nullptr ? run_of<kLoss, false, false>(run) : run_of<kLoss, false, true>(run);
+    return run.grad_second == nullptr ? run_of<kLoss, false, false>(number, run)
+                                      : run_of<kLoss, false, true>(number, run);
   }
-  return run.grad_second == nullptr ? run_of<kLoss, true, false>(run) : run_of<kLoss, true, true>(run);
+  return run.grad_second == nullptr ? run_of<kLoss, true, false>(number, run) : run_of<kLoss, true, true>(number, run);
 }
 
 template <typename T>
 double run(int64_t loss, const BoxLossRun<T>& run) {
-  switch (static_cast<BoxLoss>(loss)) {
-    case BoxLoss::generalized: return run_of<BoxLoss::generalized>(run);
-    case BoxLoss::distance: return run_of<BoxLoss::distance>(run);
-    default: return run_of<BoxLoss::complete>(run);
+  switch (math::kind_of(loss)) {
+    case BoxLoss::generalized: return run_of<BoxLoss::generalized>(loss, run);
+    case BoxLoss::distance: return run_of<BoxLoss::distance>(loss, run);
+    default: return run_of<BoxLoss::complete>(loss, run);
   }
 }
 

@@ -34,7 +34,7 @@ struct BoxLossRun {
   double scale = 1;
 };
 
-// The sum of the losses. `loss` is the number of a math::BoxLoss.
+// The sum of the losses. `loss` is the number of a math::BoxLoss in one of its flavours.
 template <typename T>
 using BoxLossKernel = double (*)(int64_t loss, const BoxLossRun<T>& run);
 

@@ -12,8 +12,12 @@ from sod_ops.ops import _checks
 from sod_ops.ops._operators import below_autograd, reference_gradients, register, transforms_active
 from sod_ops.reference import box_iou_loss as reference
 
-_LOSS_INDEX = {name: index for index, name in enumerate(reference.LOSSES)}
-_REFERENCES = tuple(reference.LOSSES.values())
+_REFERENCES: dict[str, Callable[..., Tensor]] = {
+    **reference.LOSSES,
+    **{f"padded_{name}": partial(loss, padded=True) for name, loss in reference.LOSSES.items()},
+}
+_LOSS_INDEX = {name: index for index, name in enumerate(_REFERENCES)}
+_LOSS_NAMES = tuple(_REFERENCES)
 _REDUCTIONS = ("none", "mean", "sum")
 _REDUCTION_INDEX = {name: index for index, name in enumerate(_REDUCTIONS)}
 
@@ -116,6 +120,13 @@ def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none
     return _loss("complete_box_iou_loss", boxes1, boxes2, reduction, eps)
 
 
+def padded_box_iou_loss(
+    loss: str, boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7
+) -> Tensor:
+    """The loss named ``loss`` as ultralytics adds ``eps``, which :mod:`sod_ops.patch.ultralytics` is for: not public."""
+    return _loss(f"padded_{loss}", boxes1, boxes2, reduction, eps)
+
+
 def _loss(op: str, boxes1: Tensor, boxes2: Tensor, reduction: str, eps: float) -> Tensor:
     try:
         if type(eps) is not float:
@@ -138,7 +149,7 @@ def _call(op: str, boxes1: Tensor, boxes2: Tensor, reduction: int, eps: float) -
     if kernels is None or compiling or not kernels.check_arguments:
         _check(op, boxes1, boxes2, _REDUCTIONS[reduction], eps)
     if kernels is None:
-        return reference.LOSSES[op](boxes1, boxes2, _REDUCTIONS[reduction], eps)
+        return _REFERENCES[op](boxes1, boxes2, _REDUCTIONS[reduction], eps)
     differentiable = torch.is_grad_enabled()
     first, second = differentiable and boxes1.requires_grad, differentiable and boxes2.requires_grad
     inputs = (
@@ -203,7 +214,7 @@ def _gradients(
     boxes1, boxes2, *kept = ctx.saved_tensors
     loss, reduction, eps, first, second = ctx.options
     if torch.is_grad_enabled():
-        function = partial(_REFERENCES[loss], reduction=_REDUCTIONS[reduction], eps=eps)
+        function = partial(_REFERENCES[_LOSS_NAMES[loss]], reduction=_REDUCTIONS[reduction], eps=eps)
         return *reference_gradients(function, (boxes1, boxes2), grad_output), *(None,) * 5
     gradients: Sequence[Tensor]
     if kept and _keeps_gradients(boxes1, reduction):

@@ -12,6 +12,9 @@ D the squared diagonal (plus eps) of the smallest box around both, and R the squ
 Rezatofighi et al.: Generalized Intersection over Union, CVPR 2019. Zheng et al.: Distance-IoU Loss, AAAI 2020, equations 6
 and 7 (distance), 8 to 11 (complete). As in torchvision, the eps of complete is 1e-7 but for alpha's, which is the caller's.
 
+A padded loss is that of ultralytics (1 minus its value), where U and the arctangents have h + eps in place of h, all eps are
+the caller's, and the sides of the overlap are clamped at 0, each on its own.
+
 Where torchvision gives NaN this gives a limit. The aspect ratio of a box of height 0 is infinite, its arctangent pi/2, and
 the gradient is the limit from heights above 0. A box with neither width nor height has no aspect ratio: v is 0.
 """
@@ -24,28 +27,35 @@ from torch import Tensor
 _EPS = 1e-7
 
 
-def generalized_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = _EPS) -> Tensor:
+def generalized_box_iou_loss(
+    boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = _EPS, padded: bool = False
+) -> Tensor:
     """Arguments and result as :func:`sod_ops.generalized_box_iou_loss`; nothing is checked here."""
     (x1, y1, x2, y2), (x1g, y1g, x2g, y2g) = corners(boxes1), corners(boxes2)
-    iou, union = _iou_and_union(boxes1, boxes2, eps)
+    iou, union = _iou_and_union(boxes1, boxes2, eps, padded)
     enclosing = (torch.maximum(x2, x2g) - torch.minimum(x1, x1g)) * (torch.maximum(y2, y2g) - torch.minimum(y1, y1g))
     return _reduced(1 - (iou - (enclosing - union) / (enclosing + eps)), reduction)
 
 
-def distance_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = _EPS) -> Tensor:
+def distance_box_iou_loss(
+    boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = _EPS, padded: bool = False
+) -> Tensor:
     """Arguments and result as :func:`sod_ops.distance_box_iou_loss`; nothing is checked here."""
-    iou, _ = _iou_and_union(boxes1, boxes2, eps)
+    iou, _ = _iou_and_union(boxes1, boxes2, eps, padded)
     return _reduced(1 - iou + _distance_penalty(boxes1, boxes2, eps), reduction)
 
 
-def complete_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = _EPS) -> Tensor:
+def complete_box_iou_loss(
+    boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = _EPS, padded: bool = False
+) -> Tensor:
     """Arguments and result as :func:`sod_ops.complete_box_iou_loss`; nothing is checked here."""
-    iou, _ = _iou_and_union(boxes1, boxes2, _EPS)
-    penalty = _distance_penalty(boxes1, boxes2, _EPS)
-    return _reduced(1 - iou + penalty + aspect_penalty(boxes1, boxes2, iou, eps), reduction)
+    own_eps = eps if padded else _EPS
+    iou, _ = _iou_and_union(boxes1, boxes2, own_eps, padded)
+    penalty = _distance_penalty(boxes1, boxes2, own_eps)
+    return _reduced(1 - iou + penalty + aspect_penalty(boxes1, boxes2, iou, eps, padded), reduction)
 
 
-# The order is the numbering that the kernels share (csrc/math/box_iou_loss.h).
+# The order is the numbering that the kernels share (csrc/math/box_iou_loss.h); those of the padded follow.
 LOSSES = {
     "generalized_box_iou_loss": generalized_box_iou_loss,
     "distance_box_iou_loss": distance_box_iou_loss,
@@ -58,10 +68,11 @@ def corners(boxes: Tensor) -> tuple[Tensor, ...]:
     return (boxes if boxes.dtype == torch.float64 else boxes.float()).unbind(-1)
 
 
-def aspect_penalty(boxes1: Tensor, boxes2: Tensor, iou: Tensor, eps: float) -> Tensor:
+def aspect_penalty(boxes1: Tensor, boxes2: Tensor, iou: Tensor, eps: float, padded: bool = False) -> Tensor:
     """alpha v. The boxes' leading dimensions may broadcast to those of ``iou``."""
     (x1, y1, x2, y2), (x1g, y1g, x2g, y2g) = corners(boxes1), corners(boxes2)
-    difference, sized = _angle(x2g - x1g, y2g - y1g, x2 - x1, y2 - y1)
+    padding = eps if padded else 0
+    difference, sized = _angle(x2g - x1g, y2g - y1g + padding, x2 - x1, y2 - y1 + padding)
     v = torch.where(sized, 4 / math.pi**2 * difference.square(), 0)
     alpha = (v / (1 - iou + v + eps)).detach()
     return alpha * v
@@ -79,12 +90,15 @@ def _arctangent(width: Tensor, height: Tensor, sized: Tensor) -> Tensor:
     return torch.atan2(torch.where(sized, sign * width, 0), torch.where(sized, sign * height, 1))
 
 
-def _iou_and_union(boxes1: Tensor, boxes2: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _iou_and_union(boxes1: Tensor, boxes2: Tensor, eps: float, padded: bool) -> tuple[Tensor, Tensor]:
     (x1, y1, x2, y2), (x1g, y1g, x2g, y2g) = corners(boxes1), corners(boxes2)
     width = torch.minimum(x2, x2g) - torch.maximum(x1, x1g)
     height = torch.minimum(y2, y2g) - torch.maximum(y1, y1g)
-    intersection = torch.where((width > 0) & (height > 0), width * height, 0)
-    union = (x2 - x1) * (y2 - y1) + (x2g - x1g) * (y2g - y1g) - intersection
+    if padded:
+        intersection, padding = width.clamp(min=0) * height.clamp(min=0), eps
+    else:
+        intersection, padding = torch.where((width > 0) & (height > 0), width * height, 0), 0.0
+    union = (x2 - x1) * (y2 - y1 + padding) + (x2g - x1g) * (y2g - y1g + padding) - intersection
     return intersection / (union + eps), union
 
 

@@ -29,6 +29,7 @@ from sod_ops.triton.division import divide
 GENERALIZED = tl.constexpr(0)
 DISTANCE = tl.constexpr(1)
 COMPLETE = tl.constexpr(2)
+_LOSSES = 3  # those of the padded follow
 
 _OWN_EPS = tl.constexpr(1e-7)  # of complete, but for alpha's
 _NONE, _MEAN = 0, 1  # reductions
@@ -53,6 +54,7 @@ def box_iou_loss_kernel(
     second_step: tl.int64,
     LOSS: tl.constexpr,
     EPS: tl.constexpr,
+    PADDED: tl.constexpr,
     MEAN: tl.constexpr,
     GRAD_STEP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -66,6 +68,8 @@ def box_iou_loss_kernel(
     last = tl.minimum(first + part, pairs)
     total = tl.zeros([BLOCK], dtype=dtype)
     grad = tl.full([BLOCK], 1.0, dtype=dtype)
+    denominator_eps: tl.constexpr = _OWN_EPS if LOSS == COMPLETE and not PADDED else EPS
+    padding: tl.constexpr = EPS if PADDED else 0.0
     if GRAD_STEP == 0:
         grad *= tl.load(grad_output)
     if MEAN:
@@ -78,12 +82,12 @@ def box_iou_loss_kernel(
         if GRAD_STEP == 1:
             grad = tl.load(grad_output + i, mask=inside, other=0.0)
 
-        a_area = (ax2 - ax1) * (ay2 - ay1)
-        b_area = (bx2 - bx1) * (by2 - by1)
-        intersection, by_overlap_width, by_overlap_height = overlap_of(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, False)
+        a_area = (ax2 - ax1) * (ay2 - ay1 + padding)
+        b_area = (bx2 - bx1) * (by2 - by1 + padding)
+        intersection, by_overlap_width, by_overlap_height = overlap_of(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2, PADDED)
         union = a_area + b_area - intersection
         width, height = enclosing_of(ax1, ay1, ax2, ay2, bx1, by1, bx2, by2)
-        padded = union + (_OWN_EPS if LOSS == COMPLETE else EPS)
+        padded = union + denominator_eps
         iou = divide(intersection, padded)
         by_iou = divide(grad, padded)
         g_area = by_iou * iou
@@ -99,7 +103,7 @@ def box_iou_loss_kernel(
             g_width = by_empty * (1.0 - empty) * height
             g_height = by_empty * (1.0 - empty) * width
         else:
-            diagonal = width * width + height * height + (_OWN_EPS if LOSS == COMPLETE else EPS)
+            diagonal = width * width + height * height + denominator_eps
             dx = ((ax1 + ax2) - (bx1 + bx2)) * 0.5
             dy = ((ay1 + ay2) - (by1 + by2)) * 0.5
             penalty = divide(dx * dx + dy * dy, diagonal)
@@ -110,8 +114,8 @@ def box_iou_loss_kernel(
             g_width = -2.0 * by_distance * penalty * width
             g_height = -2.0 * by_distance * penalty * height
             if LOSS == COMPLETE:
-                a_angle = angle_of(ax2 - ax1, ay2 - ay1)
-                b_angle = angle_of(bx2 - bx1, by2 - by1)
+                a_angle = angle_of(ax2 - ax1, ay2 - ay1 + padding)
+                b_angle = angle_of(bx2 - bx1, by2 - by1 + padding)
                 aspect, by_angle = aspect_of(a_angle, b_angle, iou, EPS)
                 loss += aspect
                 g_angle = grad * by_angle
@@ -126,13 +130,13 @@ def box_iou_loss_kernel(
         if grad_boxes1 is not None:
             gx1, gy1, gx2, gy2 = corners_gradient(
                 ax1, ay1, ax2, ay2, bx1, by1, bx2, by2,
-                g_overlap_width, g_overlap_height, g_width, g_height, g_area, g_dx, g_dy, g_angle,
+                g_overlap_width, g_overlap_height, g_width, g_height, g_area, g_dx, g_dy, g_angle, padding,
             )  # fmt: skip
             store_corners(grad_boxes1, i, inside, gx1, gy1, gx2, gy2)
         if grad_boxes2 is not None:
             gx1, gy1, gx2, gy2 = corners_gradient(
                 bx1, by1, bx2, by2, ax1, ay1, ax2, ay2,
-                g_overlap_width, g_overlap_height, g_width, g_height, g_area, -g_dx, -g_dy, -g_angle,
+                g_overlap_width, g_overlap_height, g_width, g_height, g_area, -g_dx, -g_dy, -g_angle, padding,
             )  # fmt: skip
             store_corners(grad_boxes2, i, inside, gx1, gy1, gx2, gy2)
     if sums is not None:
@@ -204,7 +208,12 @@ class _Launch:
         self._boxes = boxes1, boxes2
         self.pairs = boxes1.shape[0] if boxes1.dim() == 2 else 1
         self._steps = [boxes.stride(0) if boxes.dim() == 2 else 4 for boxes in self._boxes]
-        self._constants: dict[str, Any] = {"LOSS": loss, "EPS": eps, "MEAN": reduction == _MEAN}
+        self._constants: dict[str, Any] = {
+            "LOSS": loss % _LOSSES,
+            "PADDED": loss >= _LOSSES,
+            "EPS": eps,
+            "MEAN": reduction == _MEAN,
+        }
         alone = self.pairs <= _ALONE
         # One pair to a thread: two would need more registers than there are.
         # (For sm_120 the compiler spills 8 bytes of the float64 kernel with 256 threads, and none with 512.)
@@ -249,14 +258,15 @@ def _empty_gradient(boxes: Tensor, wanted: bool) -> Tensor:
 
 def ahead_of_time_cases() -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]]:
     """Launcher calls, on the meta device, whose launches together need every variant that is worth compiling ahead."""
-    cases = [(dtype, loss) for dtype in (torch.float32, torch.float64) for loss in (GENERALIZED, DISTANCE, COMPLETE)]
-    cases += [(torch.bfloat16, COMPLETE), (torch.float16, COMPLETE)]
+    cases = [(dtype, loss) for dtype in (torch.float32, torch.float64) for loss in range(_LOSSES)]
+    cases += [(torch.bfloat16, COMPLETE.value), (torch.float16, COMPLETE.value)]
+    cases += [(dtype, loss + _LOSSES) for dtype, loss in cases[:6]]
     for dtype, loss in cases:
         for pairs in (1000, 100000):
             boxes = torch.empty((pairs, 4), dtype=dtype, device="meta")
             grad_output = boxes.new_empty((pairs,), dtype=torch.promote_types(dtype, torch.float32))
             # Both gradients: one alone takes fewer registers.
             for reduction, grad in ((_NONE, grad_output), (_MEAN, grad_output[0])):
-                arguments = (boxes, boxes, loss.value, reduction, 1e-7, True, True)
+                arguments = (boxes, boxes, loss, reduction, 1e-7, True, True)
                 yield box_iou_loss, arguments
                 yield box_iou_loss_backward, (grad, *arguments)

@@ -83,18 +83,18 @@ def aspect_of(a_angle, b_angle, iou, EPS: tl.constexpr):
 @triton.jit
 def corners_gradient(
     x1, y1, x2, y2, other_x1, other_y1, other_x2, other_y2,
-    overlap_width, overlap_height, enclosing_width, enclosing_height, area, dx, dy, angle,
+    overlap_width, overlap_height, enclosing_width, enclosing_height, area, dx, dy, angle, PADDING: tl.constexpr,
 ):  # fmt: skip
     """From the gradient of a pair's value by what it is computed from to that by one box's corners.
 
     ``overlap_*`` and ``enclosing_*`` are the gradients by these boxes' sides, ``area`` by the box's area, ``dx`` and ``dy``
-    by its centre (halved), ``angle`` by its angle.
+    by its centre (halved), ``angle`` by its angle. PADDING is what has been added to the box's height.
     """
     gx1, gy1, gx2, gy2 = sides_gradient(
         x1, y1, x2, y2, other_x1, other_y1, other_x2, other_y2,
         overlap_width, overlap_height, enclosing_width, enclosing_height, dx, dy,
     )  # fmt: skip
-    by_width, by_height = shape_gradient(x2 - x1, y2 - y1, area, angle)
+    by_width, by_height = shape_gradient(x2 - x1, y2 - y1 + PADDING, area, angle)
     return gx1 - by_width, gy1 - by_height, gx2 + by_width, gy2 + by_height
 
 
