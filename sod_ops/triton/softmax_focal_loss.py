@@ -126,15 +126,17 @@ def softmax_focal_loss_kernel(
         e = tl.exp(x - largest[:, None])
         others = tl.sum(tl.where((k == chosen) | (k >= classes), 0.0, e), 1)
     else:
-        largest = tl.full([BLOCK_P], float("-inf"), dtype)
+        most = tl.full([BLOCK_P, BLOCK_K], float("-inf"), dtype)
         for start in range(0, classes, BLOCK_K):
             x = logits(inputs, x_place, start + k, x_class_step, inside, classes, dtype, UNIT_CLASS)
-            largest = tl.maximum(largest, tl.max(x, 1))
-        others = tl.zeros([BLOCK_P], dtype)
+            most = tl.maximum(most, x)
+        largest = tl.max(most, 1)
+        parts = tl.zeros([BLOCK_P, BLOCK_K], dtype)
         for start in range(0, classes, BLOCK_K):
             x = logits(inputs, x_place, start + k, x_class_step, inside, classes, dtype, UNIT_CLASS)
             e = tl.exp(x - largest[:, None])
-            others += tl.sum(tl.where((start + k == chosen) | (start + k >= classes), 0.0, e), 1)
+            parts += tl.where((start + k == chosen) | (start + k >= classes), 0.0, e)
+        others = tl.sum(parts, 1)
 
     # A target that is no class reads nothing and makes everything here NaN.
     class_there = there & known & (target != ignore_index)
