@@ -44,17 +44,16 @@ struct BoxLossCall {
 
   torch::stable::Tensor empty_result(const torch::stable::Tensor& boxes1) const {
     const auto dtype = accumulator_of(boxes1.scalar_type());
-    if (reduction != Reduction::none || boxes1.dim() == 1) return torch::stable::new_empty(boxes1, {}, dtype);
-    return torch::stable::new_empty(boxes1, {pairs}, dtype);
+    if (reduction != Reduction::none || boxes1.dim() == 1) return new_dense(boxes1, {}, dtype);
+    return new_dense(boxes1, {pairs}, dtype);
   }
 
   // The step from one pair's gradient to the next in the gradient of the result.
   int64_t grad_step(const torch::stable::Tensor& grad_output, const torch::stable::Tensor& boxes1) const {
     const bool scalar = reduction != Reduction::none || boxes1.dim() == 1;
     STD_TORCH_CHECK(grad_output.scalar_type() == accumulator_of(boxes1.scalar_type()) &&
-                        grad_output.is_cuda() == boxes1.is_cuda() &&
-                        grad_output.get_device_index() == boxes1.get_device_index() &&
-                        grad_output.dim() == (scalar ? 0 : 1) && (scalar || grad_output.size(0) == pairs),
+                        on_same_device(grad_output, boxes1) && grad_output.dim() == (scalar ? 0 : 1) &&
+                        (scalar || grad_output.size(0) == pairs),
                     "box_iou_loss_backward: grad_output must have the shape, dtype and device of the loss");
     const int64_t step = scalar || pairs == 1 ? 0 : grad_output.stride(0);
     STD_TORCH_CHECK(step == 0 || step == 1 || pairs == 0,
@@ -62,11 +61,5 @@ struct BoxLossCall {
     return step;
   }
 };
-
-// A gradient of the shape of `boxes`, contiguous; empty where it isn't wanted.
-inline torch::stable::Tensor empty_box_gradient(const torch::stable::Tensor& boxes, bool wanted) {
-  if (!wanted) return torch::stable::new_empty(boxes, {0});
-  return boxes.dim() == 1 ? torch::stable::new_empty(boxes, {4}) : torch::stable::new_empty(boxes, {boxes.size(0), 4});
-}
 
 }  // namespace sod_ops

@@ -24,4 +24,11 @@ inline torch::headeronly::ScalarType accumulator_of(torch::headeronly::ScalarTyp
   return dtype == ScalarType::Double ? dtype : ScalarType::Float;
 }
 
+// Calls body with a null pointer of the type that tensors of this dtype are computed in.
+template <typename Body>
+void for_accumulator(torch::headeronly::ScalarType dtype, const Body& body) {
+  accumulator_of(dtype) == torch::headeronly::ScalarType::Double ? body(static_cast<double*>(nullptr))
+                                                                 : body(static_cast<float*>(nullptr));
+}
+
 }  // namespace sod_ops

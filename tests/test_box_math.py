@@ -1,5 +1,7 @@
 """csrc/math on plain numbers, which is what a CUDA kernel runs, against the vectorised CPU operators and PyTorch."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from box_cases import DEGENERATE, PAIRS, pairs_of, random_boxes
@@ -40,13 +42,31 @@ def test_plain_numbers_give_what_vectors_give(ask: Ask, loss: str, dtype: torch.
     gradients = torch.autograd.grad(value, leaves, grad)
     vectors = torch.cat([value.detach()[:, None], *gradients], 1)
 
+    assert_plain_numbers_give(ask, vectors, str(list(LOSSES).index(loss)), leaves, grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_plain_numbers_give_what_vectors_give_for_all_pairs(ask: Ask, dtype: torch.dtype) -> None:
+    """Each pair as a matrix of one row and one column: gradients by one box, without a sum over others."""
+    boxes = [b[::7] for b in dense_boxes(dtype)]
+    grad = torch.linspace(0.5, 1.5, len(boxes[0]), dtype=dtype)
+    rows = []
+    for first, second, weight in zip(*boxes, grad, strict=True):
+        leaves = [b[None].requires_grad_() for b in (first, second)]
+        with sod_ops.use_backend("cpu"):
+            value = sod_ops.complete_box_iou(*leaves)
+        rows.append(torch.cat([value.detach(), *torch.autograd.grad(value, leaves, weight.view(1, 1))], 1))
+    assert_plain_numbers_give(ask, torch.cat(rows), "p", boxes, grad)
+
+
+def assert_plain_numbers_give(ask: Ask, vectors: Tensor, what: str, boxes: Sequence[Tensor], grad: Tensor) -> None:
     eps = torch.full_like(grad, 1e-7)
     rows = torch.cat([*(b.detach() for b in boxes), eps[:, None], grad[:, None]], 1).double().tolist()
-    plain = ask(dtype, str(list(LOSSES).index(loss)), rows)
+    plain = ask(grad.dtype, what, rows)
     # Vectors fuse products with sums in the arctangent's polynomial and in gradients, plain numbers here do not: some units
     # in the last place of the terms that a number is the sum of, of which the row's largest is one.
     scale = plain.abs().amax(1, keepdim=True).clamp_min(1)
-    assert ((plain - vectors).abs() / scale).max() <= 8 * torch.finfo(dtype).eps
+    assert ((plain - vectors).abs() / scale).max() <= 8 * torch.finfo(grad.dtype).eps
 
 
 @pytest.mark.parametrize(("dtype", "units"), [(torch.float32, 1.5), (torch.float64, 2.0)], ids=str)

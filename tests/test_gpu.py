@@ -27,6 +27,19 @@ def squeeze_excite(dtype: torch.dtype, device: str) -> Call:
     return Call(sod_ops.squeeze_excite, inputs)
 
 
+def boxes(count: int, dtype: torch.dtype, device: str) -> Tensor:
+    """[count, 4], in 100 x 100 pixels."""
+    return (torch.rand(count, 2, 2, device=device).sort(1).values * 100).view(-1, 4).to(dtype).requires_grad_()
+
+
+def box_iou_loss(dtype: torch.dtype, device: str) -> Call:
+    return Call(sod_ops.complete_box_iou_loss, (boxes(5000, dtype, device), boxes(5000, dtype, device)))
+
+
+def complete_box_iou(dtype: torch.dtype, device: str) -> Call:
+    return Call(sod_ops.complete_box_iou, (boxes(300, dtype, device), boxes(200, dtype, device)))
+
+
 def sigmoid_focal_loss(dtype: torch.dtype, device: str) -> Call:
     inputs = torch.randn(8, 4, 112, 112, device=device).to(dtype)[:, :1].requires_grad_()
     targets = torch.rand(8, 1, 112, 112, device=device)
@@ -34,7 +47,12 @@ def sigmoid_focal_loss(dtype: torch.dtype, device: str) -> Call:
 
 
 # An op adds a line.
-CALLS = {"squeeze_excite": squeeze_excite, "sigmoid_focal_loss": sigmoid_focal_loss}
+CALLS = {
+    "squeeze_excite": squeeze_excite,
+    "box_iou_loss": box_iou_loss,
+    "complete_box_iou": complete_box_iou,
+    "sigmoid_focal_loss": sigmoid_focal_loss,
+}
 
 
 @pytest.fixture(params=CALLS)
@@ -140,6 +158,7 @@ def test_memory(make: Callable[..., Call]) -> None:
     assert kept <= output.numel() * output.element_size() + stored + max(sizes) / 4
 
 
+@pytest.mark.parametrize("make", ["squeeze_excite", "sigmoid_focal_loss"], indirect=True)  # boxes share one dtype
 def test_grad_scaler(make: Callable[..., Call]) -> None:
     """AMP: float16 activations beside float32 parameters, an overflow is found and skipped."""
     half, single = make(torch.float16, DEVICE), make(torch.float32, DEVICE)

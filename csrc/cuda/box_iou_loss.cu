@@ -105,13 +105,6 @@ Pass<Acc> all_pairs(const BoxLossCall& call, const Tensor& boxes1, const Tensor&
           .scale = static_cast<Acc>(call.scale())};
 }
 
-// Calls body with a null pointer of the type that boxes of this dtype are computed in.
-template <typename Body>
-void for_accumulator(torch::headeronly::ScalarType dtype, const Body& body) {
-  accumulator_of(dtype) == torch::headeronly::ScalarType::Double ? body(static_cast<double*>(nullptr))
-                                                                 : body(static_cast<float*>(nullptr));
-}
-
 std::tuple<Tensor, Tensor, Tensor> box_iou_loss(const Tensor& boxes1, const Tensor& boxes2, int64_t loss,
                                                 int64_t reduction, double eps, bool first, bool second) {
   const BoxLossCall call(boxes1, boxes2, loss, reduction, eps);

@@ -18,8 +18,8 @@ SOD_OPS_HD T box_iou_loss(const Box<T>& a, const Box<T>& b, T eps, T grad = T(1)
   const T own_eps = kLoss == BoxLoss::complete ? T(1e-7) : eps;
   const T padded_union = pair.union_ + own_eps;
   const T iou = pair.intersection / padded_union;
-  const T by_iou = kGradient ? grad / padded_union : T(0);
-  if constexpr (kGradient) g->area = by_iou * iou;
+  const T by_iou = kGradient ? -grad / padded_union : T(0);
+  if constexpr (kGradient) g->area = -(by_iou * iou);
   T loss = T(1) - iou;
   if constexpr (kLoss == BoxLoss::generalized) {
     const T enclosing = product(pair.enclosing_width, pair.enclosing_height);
@@ -38,25 +38,14 @@ SOD_OPS_HD T box_iou_loss(const Box<T>& a, const Box<T>& b, T eps, T grad = T(1)
     const T diagonal = squared_diagonal(pair) + own_eps;
     const T penalty = squared_distance(pair) / diagonal;
     loss = loss + penalty;
-    if constexpr (kGradient) {
-      const T by_distance = grad / diagonal;
-      g->dx = by_distance * pair.dx;
-      g->dy = by_distance * pair.dy;
-      const T by_side = T(-2) * by_distance * penalty;
-      g->enclosing_width = by_side * pair.enclosing_width;
-      g->enclosing_height = by_side * pair.enclosing_height;
-    }
+    if constexpr (kGradient) add_distance_gradient(pair, diagonal, penalty, grad, g);
     if constexpr (kLoss == BoxLoss::complete) {
       const auto aspect = make_aspect(a, b, iou, eps);
       loss = loss + aspect.penalty;
       if constexpr (kGradient) g->angle = grad * aspect.by_angle;
     }
   }
-  if constexpr (kGradient) {
-    const T by_intersection = -by_iou - g->area;  // the union loses what the intersection gains
-    g->overlap_width = by_intersection * pair.by_width;
-    g->overlap_height = by_intersection * pair.by_height;
-  }
+  if constexpr (kGradient) add_overlap_gradient(pair, by_iou, g);
   return loss;
 }
 

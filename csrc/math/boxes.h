@@ -22,6 +22,11 @@ struct Box : Corners<T> {
   T angle;  // atan(width / height); NaN for a box of size 0, which has no aspect ratio
 };
 
+template <typename T>
+SOD_OPS_HD T squared_size(T width, T height) {
+  return multiply_add(width, width, product(height, height));
+}
+
 template <bool kAngle, typename T>
 SOD_OPS_HD Box<T> make_box(Corners<T> corners) {
   Box<T> box{corners};
@@ -29,7 +34,7 @@ SOD_OPS_HD Box<T> make_box(Corners<T> corners) {
   box.height = box.y2 - box.y1;
   box.area = product(box.width, box.height);
   if constexpr (kAngle) {
-    box.size = multiply_add(box.width, box.width, product(box.height, box.height));
+    box.size = squared_size(box.width, box.height);
     box.angle = where(greater(box.size, T(0)), arctangent(box.width, box.height), T(NAN));
   }
   return box;
@@ -107,33 +112,66 @@ template <typename T>
 struct PairGradient {
   T overlap_width, overlap_height;
   T enclosing_width, enclosing_height;
-  T area;  // of either box
-  T dx, dy;
+  T area;    // of either box
+  T dx, dy;  // by either of two opposite sides, which moves the centre by half
   T angle;
 };
 
-// The gradient by one side of `box`, which is the inner of the two where it lies beyond the other's: then it bounds the
-// overlap, otherwise the enclosing box.
+// Of the penalty squared_distance / diagonal.
 template <typename T>
-SOD_OPS_HD T side_gradient(T side, T bound, T overlap, T enclosing) {
-  return where(greater(side, bound), overlap, where(greater(bound, side), enclosing, (overlap + enclosing) * T(0.5)));
+SOD_OPS_HD void add_distance_gradient(const Pair<T>& pair, T diagonal, T penalty, T grad, PairGradient<T>* g) {
+  const T by_distance = grad / diagonal;
+  g->dx = by_distance * pair.dx;
+  g->dy = by_distance * pair.dy;
+  const T by_side = T(-2) * by_distance * penalty;
+  g->enclosing_width = by_side * pair.enclosing_width;
+  g->enclosing_height = by_side * pair.enclosing_height;
 }
 
-// From there to the coordinates of `box`, the first of the pair (kFirst) or the second.
+// From the gradient by the IoU over the union, and that by the areas: the union loses what the intersection gains.
+template <typename T>
+SOD_OPS_HD void add_overlap_gradient(const Pair<T>& pair, T by_iou, PairGradient<T>* g) {
+  const T by_intersection = by_iou - g->area;
+  g->overlap_width = by_intersection * pair.by_width;
+  g->overlap_height = by_intersection * pair.by_height;
+}
+
+// The gradient by one side of a box, which bounds the overlap where it lies further inside than the other box's, and
+// the enclosing box where it lies further outside.
+template <typename T>
+SOD_OPS_HD T side_gradient(T inner, T outer, T overlap, T enclosing) {
+  return where(greater(inner, outer), overlap, where(greater(outer, inner), enclosing, (overlap + enclosing) * T(0.5)));
+}
+
+// From there to the coordinates of `box`, the first of the pair (kFirst) or the second, but for what comes by its area
+// and its angle.
+template <bool kFirst, typename T>
+SOD_OPS_HD Corners<T> sides_gradient(const Corners<T>& box, const Corners<T>& other, const PairGradient<T>& g) {
+  const T dx = kFirst ? g.dx : -g.dx, dy = kFirst ? g.dy : -g.dy;
+  return {dx - side_gradient(box.x1, other.x1, g.overlap_width, g.enclosing_width),
+          dy - side_gradient(box.y1, other.y1, g.overlap_height, g.enclosing_height),
+          dx + side_gradient(other.x2, box.x2, g.overlap_width, g.enclosing_width),
+          dy + side_gradient(other.y2, box.y2, g.overlap_height, g.enclosing_height)};
+}
+
+// What comes by the area and (where kAngle) by the angle of the box, added to `gradient`.
+template <bool kAngle, typename T>
+SOD_OPS_HD Corners<T> add_shape_gradient(const Box<T>& box, T area, T angle, Corners<T> gradient) {
+  T by_width = area * box.height, by_height = area * box.width;
+  if constexpr (kAngle) {
+    const T turn = angle * where(greater(box.size, T(0)), T(1) / box.size, T(0));
+    by_width = multiply_add(turn, box.height, by_width);
+    by_height = multiply_add(-turn, box.width, by_height);
+  }
+  return {gradient.x1 - by_width, gradient.y1 - by_height, gradient.x2 + by_width, gradient.y2 + by_height};
+}
+
+// Both: the gradient by the coordinates of `box`.
 template <bool kFirst, bool kAngle, typename T>
 SOD_OPS_HD Corners<T> corners_gradient(const Box<T>& box, const Box<T>& other, const PairGradient<T>& g) {
-  T by_width = g.area * box.height, by_height = g.area * box.width;
-  if constexpr (kAngle) {
-    const T inverse = where(greater(box.size, T(0)), T(1) / box.size, T(0));
-    const T angle = kFirst ? g.angle * inverse : -(g.angle * inverse);
-    by_width = multiply_add(angle, box.height, by_width);
-    by_height = multiply_add(-angle, box.width, by_height);
-  }
-  const T dx = kFirst ? g.dx : -g.dx, dy = kFirst ? g.dy : -g.dy;
-  return {dx - by_width - side_gradient(box.x1, other.x1, g.overlap_width, g.enclosing_width),
-          dy - by_height - side_gradient(box.y1, other.y1, g.overlap_height, g.enclosing_height),
-          dx + by_width + side_gradient(other.x2, box.x2, g.overlap_width, g.enclosing_width),
-          dy + by_height + side_gradient(other.y2, box.y2, g.overlap_height, g.enclosing_height)};
+  T angle = T(0);
+  if constexpr (kAngle) angle = kFirst ? g.angle : -g.angle;
+  return add_shape_gradient<kAngle>(box, g.area, angle, sides_gradient<kFirst, T>(box, other, g));
 }
 
 }  // namespace sod_ops::math

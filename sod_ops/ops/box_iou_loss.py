@@ -161,7 +161,8 @@ def _call(op: str, boxes1: Tensor, boxes2: Tensor, reduction: int, eps: float) -
 class _BoxIouLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kernels: Kernels, *inputs: Any) -> Tensor:
-        loss, *gradients = kernels.forward(*inputs)
+        with below_autograd():
+            loss, *gradients = kernels.forward(*inputs)
         ctx.kernels = kernels
         boxes1, boxes2, *ctx.options = inputs
         # Outside of what autograd saves: the first backward takes them, to scale them in place and give them away; a later
@@ -174,13 +175,18 @@ class _BoxIouLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Any, ...]:
         gradients, ctx.gradients = ctx.gradients, None
-        if gradients is None or grad_output is None or torch.is_grad_enabled():
+        if grad_output is None or torch.is_grad_enabled():
             return None, *_gradients(ctx, ctx.kernels.backward, grad_output)
+        if gradients is None:
+            with below_autograd():
+                return None, *_gradients(ctx, ctx.kernels.backward, grad_output)
+        first, second = _wanted(gradients, ctx.options)
         factor = grad_output.item() if grad_output.is_cpu else grad_output
-        if not (grad_output.is_cpu and factor == 1):
-            for gradient in gradients:
-                gradient.mul_(factor)
-        return None, *_wanted(gradients, ctx.options), *(None,) * 5
+        if factor is grad_output or factor != 1:
+            for gradient in (first, second):
+                if gradient is not None:
+                    gradient.mul_(factor)
+        return None, first, second, None, None, None, None, None
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -13,11 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sod_ops.triton._planes import device_guard
 from sod_ops.triton.boxes import (
     angle_of,
     aspect_of,
     corners_gradient,
-    device_guard,
     enclosing_of,
     load_corners,
     overlap_of,

@@ -5,25 +5,11 @@ Names: a box's corners are x1, y1, x2, y2; ``a`` is the first of a pair, ``b`` t
 # mypy: allow-untyped-defs, allow-incomplete-defs
 # ruff: noqa: N803 (compile-time constants in capitals, as everywhere in Triton)
 
-import contextlib
-from typing import Any
-
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from sod_ops.triton.arctangent import arctangent
 from sod_ops.triton.division import divide
-
-_no_guard = contextlib.nullcontext()
-
-
-def device_guard(tensor: Tensor) -> Any:
-    """A context in which kernels go to the tensor's device; it costs nothing where that is the current one."""
-    if tensor.is_cuda and tensor.get_device() != torch.cuda.current_device():
-        return torch.cuda.device(tensor.device)
-    return _no_guard
 
 
 @triton.jit
@@ -104,18 +90,34 @@ def corners_gradient(
     ``overlap_*`` and ``enclosing_*`` are the gradients by these boxes' sides, ``area`` by the box's area, ``dx`` and ``dy``
     by its centre (halved), ``angle`` by its angle.
     """
-    width = x2 - x1
-    height = y2 - y1
+    gx1, gy1, gx2, gy2 = sides_gradient(
+        x1, y1, x2, y2, other_x1, other_y1, other_x2, other_y2,
+        overlap_width, overlap_height, enclosing_width, enclosing_height, dx, dy,
+    )  # fmt: skip
+    by_width, by_height = shape_gradient(x2 - x1, y2 - y1, area, angle)
+    return gx1 - by_width, gy1 - by_height, gx2 + by_width, gy2 + by_height
+
+
+@triton.jit
+def sides_gradient(
+    x1, y1, x2, y2, other_x1, other_y1, other_x2, other_y2,
+    overlap_width, overlap_height, enclosing_width, enclosing_height, dx, dy,
+):  # fmt: skip
+    """The same but for what comes by the box's area and its angle."""
+    return (
+        dx - _side(x1, other_x1, overlap_width, enclosing_width),
+        dy - _side(y1, other_y1, overlap_height, enclosing_height),
+        dx + _side(other_x2, x2, overlap_width, enclosing_width),
+        dy + _side(other_y2, y2, overlap_height, enclosing_height),
+    )
+
+
+@triton.jit
+def shape_gradient(width, height, area, angle):
+    """From the gradient by a box's area and its angle to that by its width and height."""
     size = width * width + height * height
     by_angle = tl.where(size > 0.0, divide(angle, tl.where(size > 0.0, size, 1.0)), 0.0)
-    by_width = area * height + by_angle * height
-    by_height = area * width - by_angle * width
-    return (
-        dx - by_width - _side(x1, other_x1, overlap_width, enclosing_width),
-        dy - by_height - _side(y1, other_y1, overlap_height, enclosing_height),
-        dx + by_width + _side(other_x2, x2, overlap_width, enclosing_width),
-        dy + by_height + _side(other_y2, y2, overlap_height, enclosing_height),
-    )
+    return area * height + by_angle * height, area * width - by_angle * width
 
 
 @triton.jit
