@@ -38,8 +38,5 @@ void answer(char what, const double* n) {
   if (what == '0') loss<BoxLoss::generalized>(a, b, eps, grad);
   if (what == '1') loss<BoxLoss::distance>(a, b, eps, grad);
   if (what == '2') loss<BoxLoss::complete>(a, b, eps, grad);
-<<<<<<< HEAD
-=======
   if (what == 'p') pairwise(a, b, eps, grad);
->>>>>>> main
 }

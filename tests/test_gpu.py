@@ -46,12 +46,19 @@ def sigmoid_focal_loss(dtype: torch.dtype, device: str) -> Call:
     return Call(partial(sod_ops.sigmoid_focal_loss, reduction="mean"), (inputs, targets), stores_gradient=True)
 
 
+def softmax_focal_loss(dtype: torch.dtype, device: str) -> Call:
+    inputs = torch.randn(4, 19, 64, 64, device=device).to(dtype).requires_grad_()
+    targets = torch.randint(19, (4, 64, 64), device=device)
+    return Call(sod_ops.softmax_focal_loss, (inputs, targets), stores_gradient=True)
+
+
 # An op adds a line.
 CALLS = {
     "squeeze_excite": squeeze_excite,
     "box_iou_loss": box_iou_loss,
     "complete_box_iou": complete_box_iou,
     "sigmoid_focal_loss": sigmoid_focal_loss,
+    "softmax_focal_loss": softmax_focal_loss,
 }
 
 

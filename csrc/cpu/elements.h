@@ -4,10 +4,7 @@
 #include <cstdint>
 #include <type_traits>
 
-<<<<<<< HEAD
-=======
 #include "../dtype.h"
->>>>>>> main
 #include "../rows.h"
 #include "../simd/convert.h"
 #include "../stable.h"
@@ -75,19 +72,11 @@ class Sink {
   }
 
   void write(int64_t begin, int64_t n, const Acc* buffer) const {
-<<<<<<< HEAD
     if (data_ != nullptr && !in_place_) write_(buffer, n, data_, begin, 1, false);
   }
 
   // Writes the first element.
   void put(Acc value) const { write_(&value, 1, data_, 0, 1, false); }
-=======
-    if (data_ != nullptr && !in_place_) write_(buffer, n, data_, begin);
-  }
-
-  // Writes the first element.
-  void put(Acc value) const { write_(&value, 1, data_, 0); }
->>>>>>> main
 
  private:
   void* data_ = nullptr;
@@ -95,14 +84,4 @@ class Sink {
   typename ConvertKernels<Acc>::Write write_ = nullptr;
 };
 
-<<<<<<< HEAD
-// Calls body with a null pointer of the type that results of this dtype are computed in.
-template <typename Body>
-void for_accumulator(torch::headeronly::ScalarType dtype, const Body& body) {
-  dtype == torch::headeronly::ScalarType::Double ? body(static_cast<double*>(nullptr))
-                                                 : body(static_cast<float*>(nullptr));
-}
-
-=======
->>>>>>> main
 }  // namespace sod_ops

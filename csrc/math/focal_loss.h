@@ -1,12 +1,6 @@
-<<<<<<< HEAD
 // Focal loss and its derivative for one element, for T = float, double or a SIMD vector of them. The definitions stand
 // in sod_ops/reference/sigmoid_focal_loss.py and softmax_focal_loss.py; here each is arranged so that no step overflows
 // or cancels. The sigmoid form takes one exponential, and no logarithm but where gamma is other than 0, 1 or 2.
-=======
-// Focal loss and its derivative for one element, for T = float, double or a SIMD vector of them. The definition stands
-// in sod_ops/reference/sigmoid_focal_loss.py; here it is arranged so that no step overflows or cancels, from one
-// exponential and no logarithm but where gamma is other than 0, 1 or 2.
->>>>>>> main
 //
 // Lin, Goyal, Girshick, He, Dollar: Focal Loss for Dense Object Detection, ICCV 2017.
 #pragma once
@@ -113,7 +107,6 @@ SOD_OPS_HD Focal<T> sigmoid_focal(T x, T y, T positive, T negative, T gamma) {
   }
 }
 
-<<<<<<< HEAD
 // What the softmax form is computed from: with the largest logit m, the target's logit z and the sum s of exp(x_k - m)
 // over the other classes, the target's cross entropy, its probability, and that of the others together, without a
 // cancellation.
@@ -173,6 +166,4 @@ SOD_OPS_HD SoftmaxFocal<T> softmax_focal(Focus focus, T c, T p, T q, T weight, T
   }
 }
 
-=======
->>>>>>> main
 }  // namespace sod_ops::math

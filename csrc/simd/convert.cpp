@@ -47,7 +47,6 @@ void read(const void* data, Steps steps, int64_t columns, int64_t begin, int64_t
 }
 
 template <typename Acc, typename T>
-<<<<<<< HEAD
 void write(const Acc* from, int64_t n, void* data, int64_t begin, int64_t step, bool past_caches) {
   T* to = static_cast<T*>(data) + begin;
   if constexpr (std::is_same_v<T, Acc>) {
@@ -70,15 +69,6 @@ void write(const Acc* from, int64_t n, void* data, int64_t begin, int64_t step, 
     for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
   } else {
     for (int64_t i = 0; i < n; ++i) to[i * step] = static_cast<T>(from[i]);
-=======
-void write(const Acc* from, int64_t n, void* data, int64_t begin) {
-  T* to = static_cast<T*>(data) + begin;
-  if constexpr (kHalf<T> && std::is_same_v<Acc, float>) {
-    for_each_piece<T>(
-        n, [&](int64_t i, auto count) { Lanes<T>::load_accumulators(from + i, count).store(to + i, count); });
-  } else {
-    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
->>>>>>> main
   }
 }
 
@@ -106,10 +96,6 @@ constexpr ConvertKernels<Acc> kernels() {
 }  // namespace
 }  // namespace CPU_CAPABILITY
 
-<<<<<<< HEAD
 const AllConvertKernels SOD_OPS_THIS_TABLE(convert_kernels) = {kernels<float>(), kernels<double>(), simd::stream_fence};
-=======
-const AllConvertKernels SOD_OPS_THIS_TABLE(convert_kernels) = {kernels<float>(), kernels<double>()};
->>>>>>> main
 
 }  // namespace sod_ops

@@ -89,7 +89,6 @@ def sigmoid_focal(x, y, positive, negative, gamma, FOCUS: tl.constexpr):
             loss = weight * (q * q) * c
             derivative = signed_weight * q * (r * r) * (summed * difference + (gain + gain))
     return loss, derivative
-<<<<<<< HEAD
 
 
 @triton.jit
@@ -131,5 +130,3 @@ def softmax_focal(largest, logit, others, weight, gamma, FOCUS: tl.constexpr):
 def log1p(a):
     """log(1 + a) for a >= 0: log has the digits from a = 1 on."""
     return tl.where(a > 1.0, tl.log(1.0 + a), log1p_of_unit(tl.minimum(a, 1.0)))
-=======
->>>>>>> main
