@@ -45,7 +45,7 @@ struct Pass {
   View factor;    // or that of the mean or sum: one number
   Output loss;
   Acc* sums;          // [blocks]
-  const int* counts;  // [kThreads]: together, the divisor of a mean
+  const int* counts;  // [kThreads]: together, at most 2^31, the divisor of a mean
   math::Focus focus;
   double scale;
   double gamma;
@@ -70,11 +70,27 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) counts[blockIdx.x] = found;
 }
 
-// The sum of counts, for every thread.
-__device__ int64_t total_of(const int* counts) {
-  __shared__ long long shared;
-  const long long total = block_sum(static_cast<long long>(counts[threadIdx.x]));
-  if (threadIdx.x == 0) shared = total;
+// 1 / count to the last bit or two by Newton's steps: a division of doubles calls a subroutine, around which the
+// compiler saves registers to memory.
+__device__ __forceinline__ double reciprocal_of(int count) {
+  double r = __fdividef(1.0f, static_cast<float>(count));
+#pragma unroll
+  for (int step = 0; step < 2; ++step) r = fma(r, fma(-static_cast<double>(count), r, 1.0), r);
+  return r;
+}
+
+// What every loss is multiplied with, but for its class, computed by one thread for all: not a number for the mean of
+// nothing.
+template <typename T>
+__device__ double factor_of(const Pass<T>& pass) {
+  __shared__ double shared;
+  const int counted = pass.counts == nullptr ? 0 : block_sum(pass.counts[threadIdx.x]);
+  if (threadIdx.x == 0) {
+    double factor[1] = {1};
+    if (pass.factor.data != nullptr) read(pass.factor, 0, 0, 1, factor);
+    factor[0] *= pass.scale;
+    shared = pass.counts == nullptr ? factor[0] : counted == 0 ? NAN : factor[0] * reciprocal_of(counted);
+  }
   __syncthreads();
   return shared;
 }
@@ -96,26 +112,20 @@ __device__ __forceinline__ Acc sum_of_lanes(Acc value) {
 // kLanes threads take a position, each every kLanes-th class. They read the logits up to three times, of which the
 // cache has them two.
 template <typename T, int kLanes>
-__global__ void __launch_bounds__(kThreads) softmax_focal_loss_kernel(const Pass<T> pass) {
+__global__ void __launch_bounds__(kThreads, 4) softmax_focal_loss_kernel(const Pass<T> pass) {
   using Acc = Accumulator<T>;
   constexpr int kPositions = kThreads / kLanes;
-  double scale = pass.scale;
-  bool empty = false;
-  if (pass.counts != nullptr) {
-    const int64_t counted = total_of(pass.counts);
-    scale /= static_cast<double>(counted);
-    empty = counted == 0;
-  }
-  if (pass.factor.data != nullptr) {
-    double value[1];
-    read(pass.factor, 0, 0, 1, value);
-    scale *= value[0];
-  }
+  const Acc scale = static_cast<Acc>(factor_of(pass));
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
-  Acc sum = empty ? static_cast<Acc>(NAN) : Acc(0);  // the mean of nothing
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kPositions + threadIdx.x / kLanes; i < pass.rows * pass.columns;
+  const int64_t count = pass.rows * pass.columns;
+  Acc sum = isnan(scale) ? scale : Acc(0);
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kPositions + threadIdx.x / kLanes; i < count;
        i += static_cast<int64_t>(gridDim.x) * kPositions) {
-    const int64_t row = i / pass.columns, column = i % pass.columns;
+    // A division of 32 bits takes a fraction of one of 64.
+    const int64_t row = pass.rows == 1        ? 0
+                        : count <= UINT32_MAX ? static_cast<uint32_t>(i) / static_cast<uint32_t>(pass.columns)
+                                              : i / pass.columns;
+    const int64_t column = i - row * pass.columns;
     const T* const logits =
         pass.inputs + row * pass.input_steps.position.row + column * pass.input_steps.position.column;
     const int64_t step = pass.input_steps.of_class;
@@ -133,7 +143,7 @@ __global__ void __launch_bounds__(kThreads) softmax_focal_loss_kernel(const Pass
     others = sum_of_lanes<kLanes>(others);
 
     // A target that is no class reads nothing and makes everything here NaN.
-    Acc logit = static_cast<Acc>(NAN), weight = static_cast<Acc>(scale);
+    Acc logit = static_cast<Acc>(NAN), weight = scale;
     if (known) {
       logit = static_cast<Acc>(logits[target * step]);
       if (pass.alpha.data != nullptr) {

@@ -25,6 +25,7 @@ _MEAN = 1  # in the order of REDUCTIONS in sod_ops/reference/sigmoid_focal_loss.
 # Logits to a program of 128 threads. Where a position has more classes than a tile, they are taken a tile at a time.
 _TILE = 2048
 _DOUBLE_TILE = 512
+_LOOP_TILE = 1024  # then, in float32: the sums that run along take registers
 _COUNT_BLOCK = 1024  # targets that a program counts at a time
 _MOST_COUNTS = 256  # programs that count
 
@@ -250,7 +251,7 @@ def _launch(
         raise ValueError(f"{_OP}: the tensors must lie in memory as rows and columns at fixed steps")
     rows, columns, (t, x, d, g) = found
     classes, is_double = inputs.shape[1], inputs.dtype == torch.float64
-    tile = _DOUBLE_TILE if is_double else _TILE
+    tile = _DOUBLE_TILE if is_double else _TILE if classes <= _TILE else _LOOP_TILE
     block_k = min(power_of_two(classes), tile)
     block_p = min(power_of_two(max(1, columns)), tile // block_k)
     programs = rows * triton.cdiv(columns, block_p)
