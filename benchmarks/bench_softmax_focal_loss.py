@@ -70,7 +70,8 @@ class SoftmaxFocalLoss(Case):
         return partial(sod_ops.softmax_focal_loss, reduction=self.reduction)
 
     def peer(self, *inputs: Tensor) -> Callable[[], Tensor]:
-        return partial(gathered, *inputs, reduction=self.reduction)
+        logits, targets = inputs
+        return partial(gathered, logits, targets, reduction=self.reduction)
 
     def floor_bytes(self, mode: str) -> int:
         logits = torch.Size(self.shape).numel() * self.dtype.itemsize

@@ -35,7 +35,7 @@ def softmax_focal_loss(
         loss = loss * alpha.to(loss.dtype)[classes]
     elif alpha is not None:
         loss = loss * alpha
-    loss = loss * torch.where(known, 1.0, float("nan")).to(loss.dtype)
+    loss = loss * torch.where(counted & ~known, float("nan"), 1.0).to(loss.dtype)
     loss = torch.where(counted, loss, 0.0)
     if reduction == "none":
         return loss
