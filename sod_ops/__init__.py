@@ -11,6 +11,7 @@ from sod_ops.ops.complete_box_iou import complete_box_iou
 from sod_ops.ops.pyramid_conv2d import pyramid_conv2d
 from sod_ops.ops.pyramid_pool import pyramid_pool
 from sod_ops.ops.sigmoid_focal_loss import sigmoid_focal_loss
+from sod_ops.ops.softmax_focal_loss import softmax_focal_loss
 from sod_ops.ops.squeeze_excite import squeeze_excite
 from sod_ops.ops.structure_loss import structure_loss
 from sod_ops.ops.tversky_loss import dice_loss, iou_loss, tversky_loss
@@ -35,6 +36,7 @@ __all__ = [
     "pyramid_pool",
     "restore",
     "sigmoid_focal_loss",
+    "softmax_focal_loss",
     "squeeze_excite",
     "structure_loss",
     "tversky_loss",

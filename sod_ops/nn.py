@@ -15,6 +15,7 @@ from sod_ops.ops.box_iou_loss import (
     generalized_box_iou_loss,
 )
 from sod_ops.ops.sigmoid_focal_loss import check_focal_options, sigmoid_focal_loss
+from sod_ops.ops.softmax_focal_loss import check_softmax_focal_options, softmax_focal_loss
 from sod_ops.ops.squeeze_excite import squeeze_excite
 from sod_ops.ops.structure_loss import check_structure_options, structure_loss
 from sod_ops.ops.tversky_loss import check_overlap_options, dice_loss, iou_loss, tversky_loss
@@ -118,6 +119,54 @@ class SigmoidFocalLoss(torch.nn.Module):
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, gamma={self.gamma}, reduction={self.reduction!r}"
+
+
+class SoftmaxFocalLoss(torch.nn.Module):
+    """Focal loss of one class among many: :func:`sod_ops.softmax_focal_loss` with its options kept.
+
+    Args:
+        alpha: weight of every class, a tensor ``[K]``, which becomes a buffer; or one number for all; or None: 1.
+        gamma: exponent, 0 or more.
+        ignore_index: the target of positions that don't count.
+        reduction: ``"mean"``, ``"none"`` or ``"sum"``.
+
+    Input and output:
+        Logits ``[N, K, ...]`` and classes ``[N, ...]``; the loss of each position, or their mean or sum.
+
+    Raises:
+        TypeError: an option is of the wrong type.
+        ValueError: one of them is out of its range.
+
+    Source:
+        Lin, Goyal, Girshick, He, Dollar: Focal Loss for Dense Object Detection, ICCV 2017.
+    """
+
+    alpha: float | Tensor | None
+
+    def __init__(
+        self,
+        alpha: float | Tensor | None = None,
+        gamma: float = 2.0,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        check_softmax_focal_options("SoftmaxFocalLoss", alpha, gamma, ignore_index, reduction)
+        if isinstance(alpha, Tensor):
+            self.register_buffer("alpha", alpha)
+        else:
+            self.alpha = alpha
+        self.gamma = gamma
+        self.ignore_index = ignore_index
+        self.reduction = reduction
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        return softmax_focal_loss(inputs, targets, self.alpha, self.gamma, self.ignore_index, self.reduction)
+
+    def extra_repr(self) -> str:
+        alpha = f"[{len(self.alpha)}]" if isinstance(self.alpha, Tensor) else self.alpha
+        options = f"gamma={self.gamma}, ignore_index={self.ignore_index}, reduction={self.reduction!r}"
+        return f"alpha={alpha}, {options}"
 
 
 def _check_count(argument: str, value: object) -> None:

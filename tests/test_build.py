@@ -72,8 +72,10 @@ for layout in (torch.contiguous_format, torch.channels_last):
         for activation in ("identity", "relu", "relu6", "leaky_relu", "silu", "gelu", "gelu_tanh", "hardswish", "mish"):
             compare(lambda: sod_ops.squeeze_excite(x, *p, activation=activation, gate="hardsigmoid"), [x, *p])
         targets = torch.rand(x.shape).to(dtype)
+        classes = torch.randint(x.shape[1], (3, 13, 17))
         for gamma in (0.0, 1.0, 1.5, 2.0):
             compare(lambda: sod_ops.sigmoid_focal_loss(4 * x, targets, gamma=gamma, reduction="none"), [x])
+            compare(lambda: sod_ops.softmax_focal_loss(4 * x, classes, gamma=gamma, reduction="none"), [x])
 for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
     maps = [torch.rand(2, 1, 45, 37).to(dtype).requires_grad_() for _ in range(2)]
     mask = torch.rand(2, 1, 45, 37) > 0.5

@@ -57,3 +57,33 @@ def test_sigmoid_on_plain_numbers_gives_what_vectors_give(ask: Ask, gamma: float
     if dtype == torch.float32:  # the reference in float64 is no better than ours in float64
         assert ((plain - exact).abs() <= allowed).all()
         assert ((vectors - exact).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("gamma", GAMMAS)
+def test_softmax_on_plain_numbers_gives_what_vectors_give(ask: Ask, gamma: float, dtype: torch.dtype) -> None:
+    """Two classes: the target's logit from far below the other to far above it."""
+    fine, small = torch.linspace(-20, 20, 1601), torch.logspace(-30, 0, 61)
+    z = torch.cat([fine, torch.linspace(-110, 85, 391), small, -small]).to(dtype)
+    leaf = torch.stack([z, torch.zeros_like(z)], 1).requires_grad_()
+    targets = torch.zeros(len(z), dtype=torch.int64)
+    with sod_ops.use_backend("cpu"):
+        loss = sod_ops.softmax_focal_loss(leaf, targets, 0.25, gamma, reduction="none")
+    vectors = torch.stack([loss.detach(), -torch.autograd.grad(loss.sum(), leaf)[0][:, 0]], 1).double()
+    largest = z.clamp_min(0)
+    options = torch.tensor([0.25, gamma], dtype=torch.float64).expand(len(z), 2)
+    others = torch.exp(-largest.double())
+    numbers = torch.cat([largest.double()[:, None], z.double()[:, None], others[:, None], options], 1)
+    plain = ask(dtype, "m", numbers.tolist()).double()
+
+    # Two classes are the sigmoid form, whose reference keeps the digits of a small loss.
+    exact_leaf = z.double().requires_grad_()
+    exact_loss = reference(exact_leaf, torch.ones(len(z), dtype=torch.float64), 0.25, gamma)
+    exact = torch.stack([exact_loss.detach(), -torch.autograd.grad(exact_loss.sum(), exact_leaf)[0]], 1)
+    # Each number relative to itself; the power's error is that of its logarithm times gamma.
+    allowed = torch.finfo(dtype).eps * (8 + (90 * gamma if gamma not in (0, 1, 2) else 0)) * exact.abs()
+    allowed += torch.finfo(dtype).tiny
+    assert ((plain - vectors).abs() <= allowed).all()
+    if dtype == torch.float32:  # the reference in float64 is no better than ours in float64
+        assert ((plain - exact).abs() <= allowed).all()
+        assert ((vectors - exact).abs() <= allowed).all()

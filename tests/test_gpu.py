@@ -52,6 +52,12 @@ def sigmoid_focal_loss(dtype: torch.dtype, device: str) -> Call:
     return Call(partial(sod_ops.sigmoid_focal_loss, reduction="mean"), (inputs, targets), stores_gradient=True)
 
 
+def softmax_focal_loss(dtype: torch.dtype, device: str) -> Call:
+    inputs = torch.randn(4, 19, 64, 64, device=device).to(dtype).requires_grad_()
+    targets = torch.randint(19, (4, 64, 64), device=device)
+    return Call(sod_ops.softmax_focal_loss, (inputs, targets), stores_gradient=True)
+
+
 def pyramid_conv2d(dtype: torch.dtype, device: str) -> Call:
     shapes = ((4, 64, 30, 30), (4, 32, 1, 1), (4, 32, 6, 6), (4, 32, 15, 15), (64, 160, 3, 3), (64,))
     x, *branches, weight, bias = ((torch.randn(s, device=device) * 0.1).to(dtype).requires_grad_() for s in shapes)
@@ -89,6 +95,7 @@ CALLS = {
     "complete_box_iou": complete_box_iou,
     "pyramid_conv2d": pyramid_conv2d,
     "sigmoid_focal_loss": sigmoid_focal_loss,
+    "softmax_focal_loss": softmax_focal_loss,
     "pyramid_pool": pyramid_pool,
     "box_filter": box_filter,
     "structure_loss": structure_loss,

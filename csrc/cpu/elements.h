@@ -72,11 +72,11 @@ class Sink {
   }
 
   void write(int64_t begin, int64_t n, const Acc* buffer) const {
-    if (data_ != nullptr && !in_place_) write_(buffer, n, data_, begin);
+    if (data_ != nullptr && !in_place_) write_(buffer, n, data_, begin, 1, false);
   }
 
   // Writes the first element.
-  void put(Acc value) const { write_(&value, 1, data_, 0); }
+  void put(Acc value) const { write_(&value, 1, data_, 0, 1, false); }
 
  private:
   void* data_ = nullptr;

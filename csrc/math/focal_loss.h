@@ -1,6 +1,6 @@
-// Focal loss and its derivative for one element, for T = float, double or a SIMD vector of them. The definition stands
-// in sod_ops/reference/sigmoid_focal_loss.py; here it is arranged so that no step overflows or cancels, from one
-// exponential and no logarithm but where gamma is other than 0, 1 or 2.
+// Focal loss and its derivative for one element, for T = float, double or a SIMD vector of them. The definitions stand
+// in sod_ops/reference/sigmoid_focal_loss.py and softmax_focal_loss.py; here each is arranged so that no step overflows
+// or cancels. The sigmoid form takes one exponential, and no logarithm but where gamma is other than 0, 1 or 2.
 //
 // Lin, Goyal, Girshick, He, Dollar: Focal Loss for Dense Object Detection, ICCV 2017.
 #pragma once
@@ -104,6 +104,65 @@ SOD_OPS_HD Focal<T> sigmoid_focal(T x, T y, T positive, T negative, T gamma) {
       const T q2 = q * q;
       return {weight * q2 * c, signed_weight * q * (r * r) * multiply_add(sum, difference, gain + gain)};
     }
+  }
+}
+
+// What the softmax form is computed from: with the largest logit m, the target's logit z and the sum s of exp(x_k - m)
+// over the other classes, the target's cross entropy, its probability, and that of the others together, without a
+// cancellation.
+template <typename T>
+struct Likelihood {
+  T cross_entropy;
+  T target;
+  T others;
+  T scale;  // 1 / the sum over all classes: times exp(x_k - m), the probability of class k
+};
+
+template <typename T>
+SOD_OPS_HD Likelihood<T> likelihood(T largest, T logit, T others) {
+  const T behind = largest - logit;
+  const T exponential = exp_of_nonpositive(-behind);
+  const T sum = others + exponential;
+  const T scale = reciprocal(sum);
+  // The sum is 1 and this: `others` without rounding where the target's logit is the largest.
+  const T above_one = where(greater(behind, T(0)), sum - T(1), others);
+  return {behind + math::log1p(above_one), exponential * scale, others * scale, scale};
+}
+
+template <typename T>
+struct SoftmaxFocal {
+  T loss;
+  T gain;  // minus the derivative of the loss by the logarithm of the target's probability: times p_k - [k is the
+           // target], the derivative by logit k
+};
+
+// The softmax form of cross entropy c, where the target has probability p and the others together q. Where q
+// underflows, for any gamma > 0 the loss and its derivative are 0, which is their limit.
+template <Focus kFocus, typename T>
+SOD_OPS_HD SoftmaxFocal<T> softmax_focal(T c, T p, T q, T weight, T gamma) {
+  if constexpr (kFocus == Focus::zero) {
+    return {weight * c, weight};
+  } else if constexpr (kFocus == Focus::one) {
+    return {weight * q * c, weight * multiply_add(p, c, q)};
+  } else if constexpr (kFocus == Focus::two) {
+    const T wq = weight * q, pc = p * c;
+    return {wq * q * c, wq * (q + (pc + pc))};
+  } else {
+    const T tiny = smallest_normal<T>();
+    const T d = where(greater(tiny, q), tiny, q);
+    const T modulated = weight * exp_of_nonpositive(gamma * math::log(d));
+    return {modulated * c, modulated * multiply_add(gamma * p, divide(c, d), T(1))};
+  }
+}
+
+// The same where gamma is known when the program runs only, as for one position among many classes.
+template <typename T>
+SOD_OPS_HD SoftmaxFocal<T> softmax_focal(Focus focus, T c, T p, T q, T weight, T gamma) {
+  switch (focus) {
+    case Focus::zero: return softmax_focal<Focus::zero>(c, p, q, weight, gamma);
+    case Focus::one: return softmax_focal<Focus::one>(c, p, q, weight, gamma);
+    case Focus::two: return softmax_focal<Focus::two>(c, p, q, weight, gamma);
+    default: return softmax_focal<Focus::power>(c, p, q, weight, gamma);
   }
 }
 

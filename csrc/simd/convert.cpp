@@ -47,13 +47,28 @@ void read(const void* data, Steps steps, int64_t columns, int64_t begin, int64_t
 }
 
 template <typename Acc, typename T>
-void write(const Acc* from, int64_t n, void* data, int64_t begin) {
+void write(const Acc* from, int64_t n, void* data, int64_t begin, int64_t step, bool past_caches) {
   T* to = static_cast<T*>(data) + begin;
+  if constexpr (std::is_same_v<T, Acc>) {
+    if (past_caches && step == 1) {
+      const int64_t start = std::min(n, simd::aligned_start(to, n));
+      std::copy_n(from, start, to);
+      int64_t i = start;
+      for (; i + Lanes<T>::kSize <= n; i += Lanes<T>::kSize) Lanes<T>::load(from + i).stream(to + i);
+      std::copy_n(from + i, n - i, to + i);
+      return;
+    }
+  }
   if constexpr (kHalf<T> && std::is_same_v<Acc, float>) {
-    for_each_piece<T>(
-        n, [&](int64_t i, auto count) { Lanes<T>::load_accumulators(from + i, count).store(to + i, count); });
-  } else {
+    if (step == 1) {
+      return for_each_piece<T>(
+          n, [&](int64_t i, auto count) { Lanes<T>::load_accumulators(from + i, count).store(to + i, count); });
+    }
+  }
+  if (step == 1) {
     for (int64_t i = 0; i < n; ++i) to[i] = static_cast<T>(from[i]);
+  } else {
+    for (int64_t i = 0; i < n; ++i) to[i * step] = static_cast<T>(from[i]);
   }
 }
 
@@ -81,6 +96,6 @@ constexpr ConvertKernels<Acc> kernels() {
 }  // namespace
 }  // namespace CPU_CAPABILITY
 
-const AllConvertKernels SOD_OPS_THIS_TABLE(convert_kernels) = {kernels<float>(), kernels<double>()};
+const AllConvertKernels SOD_OPS_THIS_TABLE(convert_kernels) = {kernels<float>(), kernels<double>(), simd::stream_fence};
 
 }  // namespace sod_ops

@@ -20,14 +20,16 @@ struct ConvertKernels {
   using Read = void (*)(const void* data, Steps steps, int64_t columns, int64_t begin, int64_t n, Acc* to);
   Read read[kDtypes];
 
-  // To elements [begin, begin + n) of a dense tensor. Null for a dtype that isn't floating.
-  using Write = void (*)(const Acc* from, int64_t n, void* data, int64_t begin);
+  // To n elements at `step` from each other, the first of them at `begin`; past the caches (see cpu/cache.h) where that
+  // is asked for and they lie as they come. Null for a dtype that isn't floating.
+  using Write = void (*)(const Acc* from, int64_t n, void* data, int64_t begin, int64_t step, bool past_caches);
   Write write[kDtypes];
 };
 
 struct AllConvertKernels {
   ConvertKernels<float> to_float;
   ConvertKernels<double> to_double;
+  void (*fence)();  // to be called by a thread after its last write past the caches
 };
 
 SOD_OPS_KERNEL_TABLE(AllConvertKernels, convert_kernels)

@@ -89,3 +89,44 @@ def sigmoid_focal(x, y, positive, negative, gamma, FOCUS: tl.constexpr):
             loss = weight * (q * q) * c
             derivative = signed_weight * q * (r * r) * (summed * difference + (gain + gain))
     return loss, derivative
+
+
+@triton.jit
+def softmax_focal(largest, logit, others, weight, gamma, FOCUS: tl.constexpr):
+    """The softmax form, from the largest logit, the target's logit and the sum of the other classes' exponentials.
+
+    Returns the loss, the gain (the derivative by logit k is gain times p_k, less the gain at the target's class), the
+    probability of the other classes together, and 1 / the sum of all exponentials.
+    """
+    behind = largest - logit
+    exponential = tl.exp(-behind)
+    total = others + exponential
+    scale = 1.0 / total
+    p = exponential * scale
+    q = others * scale
+    # The sum is 1 and this: `others` without rounding where the target's logit is the largest.
+    above = tl.where(behind > 0.0, total - 1.0, others)
+    c = behind + log1p(above)
+    if FOCUS == ZERO:
+        loss = weight * c
+        gain = weight
+    elif FOCUS == ONE:
+        loss = weight * q * c
+        gain = weight * (p * c + q)
+    elif FOCUS == TWO:
+        wq = weight * q
+        loss = wq * q * c
+        gain = wq * (q + 2.0 * (p * c))
+    else:
+        tiny = 2.2250738585072014e-308 if largest.dtype == tl.float64 else 1.1754943508222875e-38
+        d = tl.where(q < tiny, tiny, q)
+        modulated = weight * tl.exp(gamma * tl.log(d))
+        loss = modulated * c
+        gain = modulated * (gamma * p * (c / d) + 1.0)
+    return loss, gain, q, scale
+
+
+@triton.jit
+def log1p(a):
+    """log(1 + a) for a >= 0: log has the digits from a = 1 on."""
+    return tl.where(a > 1.0, tl.log(1.0 + a), log1p_of_unit(tl.minimum(a, 1.0)))
