@@ -18,8 +18,9 @@ void softmax(const double* n) {
   print(focal.loss), print(focal.gain * l.others, "\n");
 }
 
-// 'l': log1p_of_unit of a number; 's': sigmoid_focal of logit, target, both weights and gamma; 'm': softmax_focal of the
-// largest logit, the target's, the sum of the other exponentials, weight and gamma, and minus its derivative by the target's.
+// 'l': log1p_of_unit of a number; 's': sigmoid_focal of logit, target, both weights and gamma; 'm': softmax_focal of
+// the largest logit, the target's, the sum of the other exponentials, weight and gamma, and minus its derivative by the
+// target's.
 template <typename T>
 void answer(char what, const double* n) {
   if (what == 'l') return print(log1p_of_unit(T(n[0])), "\n");

@@ -1,5 +1,5 @@
-// Formulas of csrc/math on plain numbers, as a CUDA kernel runs them: the program reads requests from standard input and
-// writes results, all in hexadecimal floating point, so that nothing is rounded on the way (plain_math.py).
+// Formulas of csrc/math on plain numbers, as a CUDA kernel runs them: the program reads requests from standard input
+// and writes results, all in hexadecimal floating point, so that nothing is rounded on the way (plain_math.py).
 #pragma once
 
 #include <cstdio>

@@ -25,12 +25,12 @@ inline std::vector<double> gradients_of_samples(const HeadsCall& call, const tor
 inline void write_loss(const HeadsCall& call, const std::vector<double>& of_samples,
                        const torch::stable::Tensor& loss) {
   const auto write = converters<double>().write[static_cast<int>(loss.scalar_type())];
-  if (!call.reduces()) return write(of_samples.data(), call.samples, loss.data_ptr(), 0);
+  if (!call.reduces()) return write(of_samples.data(), call.samples, loss.data_ptr(), 0, 1, false);
   double sum = 0;
   for (double value : of_samples) sum += value;
   // The mean of nothing is NaN.
   const double value = sum * call.factor();
-  write(&value, 1, loss.data_ptr(), 0);
+  write(&value, 1, loss.data_ptr(), 0, 1, false);
 }
 
 // What the passes of these losses have in common. Sums<T> is what a pixel adds to, for each head, and has add_to().

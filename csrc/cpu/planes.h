@@ -2,12 +2,10 @@
 // along rows.
 #pragma once
 
-#include <cstring>
 #include <memory>
 #include <vector>
 
 #include "elements.h"
-#include "scratch.h"
 
 namespace sod_ops {
 
@@ -70,8 +68,8 @@ class SinkPlanes {
  public:
   explicit SinkPlanes(const torch::stable::Tensor& tensor)
       : layout_(tensor),
-        dense_(layout_.steps().column == 1),
-        in_place_(dense_ && tensor.scalar_type() == torch::headeronly::CppTypeToScalarType<Acc>::value),
+        in_place_(layout_.steps().column == 1 &&
+                  tensor.scalar_type() == torch::headeronly::CppTypeToScalarType<Acc>::value),
         write_(converters<Acc>().write[static_cast<int>(tensor.scalar_type())]) {}
 
   // Where a kernel shall put a plane's row, before write() is called for it.
@@ -80,14 +78,7 @@ class SinkPlanes {
   }
 
   void write(int64_t plane, int64_t y, const Acc* buffer) const {
-    if (in_place_) return;
-    if (dense_) return write_(buffer, layout_.width(), row(plane, y), 0);
-    const int64_t size = layout_.item_size(), step = layout_.steps().column * size;
-    const auto narrowed = scratch<char>(layout_.width() * size);
-    write_(buffer, layout_.width(), narrowed.get(), 0);
-    for (int64_t x = 0; x < layout_.width(); ++x) {
-      std::memcpy(row(plane, y) + x * step, narrowed.get() + x * size, static_cast<size_t>(size));
-    }
+    if (!in_place_) write_(buffer, layout_.width(), row(plane, y), 0, layout_.steps().column, false);
   }
 
  private:
@@ -96,7 +87,7 @@ class SinkPlanes {
   }
 
   PlaneLayout layout_;
-  bool dense_, in_place_;
+  bool in_place_;
   typename ConvertKernels<Acc>::Write write_;
 };
 
