@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 import sod_ops
 
+# With statistics of its own, as one value alone has none.
+_INSTANCE_NORM = {"type": "instancenorm", "affine": True, "track_running_stats": True}
+
 # Each with the classes that are swapped in it.
 MODELS = {
     "UPerNet": (
@@ -28,7 +31,7 @@ MODELS = {
             "resnet18",
             encoder_weights=None,
             decoder_channels=32,
-            decoder_use_norm={"type": "instancenorm", "affine": True},
+            decoder_use_norm=_INSTANCE_NORM,
         ),
         ["UPerNetDecoder", "PSPModule"],
     ),
