@@ -1,9 +1,26 @@
 // From a tensor's dtype to a template's type.
 #pragma once
 
+#include <type_traits>
+
 #include "stable.h"
 
 namespace sod_ops {
+
+// The entry for T of a kernel table (simd/<op>.h) that has one for each floating dtype, by these names.
+template <typename T, typename Table>
+const auto& kernels_of(const Table& table) {
+  if constexpr (std::is_same_v<T, float>) {
+    return table.float32;
+  } else if constexpr (std::is_same_v<T, double>) {
+    return table.float64;
+  } else if constexpr (std::is_same_v<T, c10::BFloat16>) {
+    return table.bfloat16;
+  } else {
+    static_assert(std::is_same_v<T, c10::Half>);
+    return table.float16;
+  }
+}
 
 // Calls body with a null pointer of the type that `dtype` names; `op` and `argument` are for the message.
 template <typename Body>

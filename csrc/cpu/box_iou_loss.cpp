@@ -20,11 +20,7 @@ constexpr int64_t kPairCost = 8;
 
 template <typename T>
 BoxLossKernel<T> kernel() {
-  const auto& table = box_iou_loss_kernels();
-  if constexpr (std::is_same_v<T, float>) return table.float32;
-  if constexpr (std::is_same_v<T, double>) return table.float64;
-  if constexpr (std::is_same_v<T, c10::BFloat16>) return table.bfloat16;
-  if constexpr (std::is_same_v<T, c10::Half>) return table.float16;
+  return kernels_of<T>(box_iou_loss_kernels());
 }
 
 // Does `all` run by run on all threads; returns the sum of the losses.

@@ -31,16 +31,7 @@ const BoxPairKernels<Acc>& pair_kernels() {
 
 template <typename T>
 const auto& table_kernels() {
-  const auto& kernels = complete_box_iou_kernels();
-  if constexpr (std::is_same_v<T, float>) {
-    return kernels.float32;
-  } else if constexpr (std::is_same_v<T, double>) {
-    return kernels.float64;
-  } else if constexpr (std::is_same_v<T, c10::BFloat16>) {
-    return kernels.bfloat16;
-  } else {
-    return kernels.float16;
-  }
+  return kernels_of<T>(complete_box_iou_kernels());
 }
 
 // A set of boxes as a table of its own.

@@ -20,11 +20,7 @@ using torch::stable::Tensor;
 
 template <typename T>
 const TapKernels<T>& tap_kernels() {
-  const auto& kernels = pyramid_conv2d_kernels();
-  if constexpr (std::is_same_v<T, float>) return kernels.float32;
-  if constexpr (std::is_same_v<T, double>) return kernels.float64;
-  if constexpr (std::is_same_v<T, c10::BFloat16>) return kernels.bfloat16;
-  if constexpr (std::is_same_v<T, c10::Half>) return kernels.float16;
+  return kernels_of<T>(pyramid_conv2d_kernels());
 }
 
 // Where each row and column of the output reads in every branch.
@@ -97,6 +93,25 @@ PlaneSteps<T> plane(const Tensor& map, int64_t sample, int64_t channel) {
           map.stride(2), map.stride(3)};
 }
 
+// body(branches, count, first) for the branches' blocks in turn, as many at once as a kernel takes, of which the first
+// is branch number `first`. Without branches it is called once, with none.
+template <typename A, typename Body>
+void for_branches(const std::vector<Tensor>& products, int64_t sample, int64_t channel, const Interpolation<A>& taps,
+                  const Body& body) {
+  const int64_t count = static_cast<int64_t>(products.size());
+  int64_t first = 0;
+  do {
+    TapMap<A> maps[kTapBranches];
+    const int64_t part = std::min(kTapBranches, count - first);
+    for (int64_t i = 0; i < part; ++i) {
+      const int64_t b = first + i;
+      maps[i] = tap_map<A>(products[b], sample, channel, taps.rows[b], taps.columns[b]);
+    }
+    body(maps, part, first);
+    first += part;
+  } while (first < count);
+}
+
 void check_map(const char* name, const Tensor& map) {
   STD_TORCH_CHECK(map.dim() == 4 && map.is_cpu(), "pyramid_conv2d: ", name, " must be [N, C, H, W] on the CPU");
   STD_TORCH_CHECK(map.stride(3) == 1 || map.stride(1) == 1 || map.numel() == 0, "pyramid_conv2d: ", name,
@@ -140,19 +155,11 @@ Tensor pyramid_conv2d(const Tensor& y, const std::vector<Tensor>& products, bool
       const TapShape shape{channels, y.size(2), y.size(3), kernel};
       const int64_t count = static_cast<int64_t>(products.size());
       auto memory = scratch<A>(tap_scratch(shape, std::min(count, kTapBranches)));
-      int64_t first = 0;
-      do {
-        TapMap<A> maps[kTapBranches];
-        const int64_t part = std::min(kTapBranches, count - first);
-        for (int64_t i = 0; i < part; ++i) {
-          const int64_t b = first + i;
-          maps[i] = tap_map<A>(products[b], n, channel, taps.rows[b], taps.columns[b]);
-        }
+      for_branches<A>(products, n, channel, taps, [&](const TapMap<A>* maps, int64_t part, int64_t first) {
         const Tensor& before = first == 0 ? y : out;
         tap_kernels<T>().add(shape, maps, part, plane<const T>(before, n, channel), plane<T>(out, n, channel),
                              memory.get());
-        first += part;
-      } while (first < count);
+      });
     });
   });
   return out;
@@ -178,15 +185,9 @@ std::vector<Tensor> pyramid_conv2d_backward(const Tensor& grad_output, const std
           const TapShape shape{channels, grad_output.size(2), grad_output.size(3), kernel_size};
           const int64_t count = static_cast<int64_t>(gradients.size());
           auto memory = scratch<A>(tap_scratch(shape, std::min(count, kTapBranches)));
-          for (int64_t first = 0; first < count; first += kTapBranches) {
-            TapMap<A> maps[kTapBranches];
-            const int64_t part = std::min(kTapBranches, count - first);
-            for (int64_t i = 0; i < part; ++i) {
-              const int64_t b = first + i;
-              maps[i] = tap_map<A>(gradients[b], n, channel, taps.rows[b], taps.columns[b]);
-            }
+          for_branches<A>(gradients, n, channel, taps, [&](const TapMap<A>* maps, int64_t part, int64_t) {
             tap_kernels<T>().gradients(shape, maps, part, plane<const T>(grad_output, n, channel), memory.get());
-          }
+          });
         });
   });
   return gradients;

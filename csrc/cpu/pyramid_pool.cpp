@@ -24,11 +24,7 @@ constexpr int64_t kMeansBlock = 128;
 
 template <typename T>
 const PyramidPoolKernels<T>& kernels() {
-  const auto& table = pyramid_pool_kernels();
-  if constexpr (std::is_same_v<T, float>) return table.float32;
-  if constexpr (std::is_same_v<T, double>) return table.float64;
-  if constexpr (std::is_same_v<T, c10::BFloat16>) return table.bfloat16;
-  if constexpr (std::is_same_v<T, c10::Half>) return table.float16;
+  return kernels_of<T>(pyramid_pool_kernels());
 }
 
 template <typename T>

@@ -11,6 +11,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../dtype.h"
 #include "../math/activation.h"
 #include "../stable.h"
 #include "cache.h"
@@ -30,11 +31,7 @@ using Acc = typename MapKernels<T>::Acc;
 
 template <typename T>
 const MapKernels<T>& map_kernels() {
-  const auto& kernels = squeeze_excite_kernels();
-  if constexpr (std::is_same_v<T, float>) return kernels.float32;
-  if constexpr (std::is_same_v<T, double>) return kernels.float64;
-  if constexpr (std::is_same_v<T, c10::BFloat16>) return kernels.bfloat16;
-  if constexpr (std::is_same_v<T, c10::Half>) return kernels.float16;
+  return kernels_of<T>(squeeze_excite_kernels());
 }
 
 template <typename A>
@@ -293,20 +290,6 @@ void weight_gradient(const Acc<T>* a, int64_t rows, const Acc<T>* b, int64_t b_s
   map_kernels<T>().narrow(to_bias, static_cast<T*>(grad_bias.data_ptr()), rows);
 }
 
-// Calls body with a null pointer of the type that `dtype` names.
-template <typename Body>
-void for_dtype(ScalarType dtype, const Body& body) {
-  switch (dtype) {
-    case ScalarType::Float: return body(static_cast<float*>(nullptr));
-    case ScalarType::Double: return body(static_cast<double*>(nullptr));
-    case ScalarType::BFloat16: return body(static_cast<c10::BFloat16*>(nullptr));
-    case ScalarType::Half: return body(static_cast<c10::Half*>(nullptr));
-    default: STD_TORCH_CHECK(false, "squeeze_excite: x must be float32, float64, bfloat16 or float16");
-  }
-}
-
-ScalarType accumulator_of(ScalarType dtype) { return dtype == ScalarType::Double ? dtype : ScalarType::Float; }
-
 std::tuple<Tensor, Tensor> squeeze_excite(const Tensor& x, const std::optional<Tensor>& reduce_weight,
                                           const std::optional<Tensor>& reduce_bias, const Tensor& expand_weight,
                                           const std::optional<Tensor>& expand_bias, int64_t activation, int64_t gate) {
@@ -320,7 +303,7 @@ std::tuple<Tensor, Tensor> squeeze_excite(const Tensor& x, const std::optional<T
   Tensor y = new_like(x);
   Tensor statistics = sod_ops::new_empty(x, {g.samples, g.statistics_width()}, accumulator_of(x.scalar_type()));
   STD_TORCH_CHECK(readable(y, g.map.planar), "squeeze_excite: the result for x has another memory format");
-  for_dtype(x.scalar_type(), [&](auto* type) {
+  for_floating("squeeze_excite", "x", x.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const Parameters<T> parameters(g, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate);
     forward<T>(g, parameters.excitation, samples_of<const T>(x, g.map.planar), samples_of<T>(y, g.map.planar),
@@ -349,7 +332,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(const
   Tensor grad_reduce_bias = sod_ops::new_empty(expand_weight, {g.reduced}, expand_weight.scalar_type());
   Tensor grad_expand_weight = new_like(expand_weight);
   Tensor grad_expand_bias = sod_ops::new_empty(expand_weight, {g.map.channels}, expand_weight.scalar_type());
-  for_dtype(x.scalar_type(), [&](auto* type) {
+  for_floating("squeeze_excite", "x", x.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const Parameters<T> parameters(g, reduce_weight, std::nullopt, expand_weight, std::nullopt, activation, gate);
     const bool planar = g.map.planar;
