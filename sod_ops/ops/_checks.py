@@ -59,6 +59,12 @@ def check_choice(op: str, argument: str, value: object, choices: Iterable[str]) 
         bad_value(op, argument, f"one of {names}", repr(value))
 
 
+def check_bool(op: str, argument: str, value: object) -> None:
+    """TypeError for what is not a bool."""
+    if not isinstance(value, bool):
+        bad_type(op, argument, "a bool", f"{value!r} ({type(value).__name__})")
+
+
 def check_number(op: str, argument: str, value: Any) -> float:
     """``value`` as a float; TypeError for what is not a real number (a tensor's value would have to be read back)."""
     if isinstance(value, float):

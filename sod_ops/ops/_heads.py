@@ -14,10 +14,9 @@ from torch import Tensor
 from sod_ops.backends import Kernels, Selector
 from sod_ops.ops import _checks
 from sod_ops.ops._operators import below_autograd, reference_gradients, register, transforms_active
-from sod_ops.ops._stored_gradient import scaled, stores_gradient
+from sod_ops.ops._reductions import REDUCTION_INDEX
+from sod_ops.ops._stored_gradient import scale_in_place, scaled, stores_gradient
 from sod_ops.reference.sigmoid_focal_loss import REDUCTIONS
-
-REDUCTION_INDEX = {name: index for index, name in enumerate(REDUCTIONS)}
 
 
 class HeadsLoss:
@@ -46,6 +45,47 @@ class HeadsLoss:
         )
 
     def __call__(
+        self,
+        op: str,
+        argument: str,
+        value: Tensor | Sequence[Tensor],
+        mask: Tensor,
+        options: Callable[[], tuple[Any, ...]],
+        weights: Sequence[float] | None,
+        reduction: str,
+        check_options: Callable[[], None],
+        *,
+        exact: bool,
+    ) -> Tensor:
+        """What the public functions do with their arguments.
+
+        Args:
+            op: the public function, and ``argument`` its first argument's name, for messages.
+            value: a head, or several.
+            options: gives the operator's options, from arguments that may turn out not to fit.
+            check_options: raises for bad options; heads, mask and weights are checked here.
+            exact: whether the options have the very types that the operator takes; otherwise they are checked first.
+        """
+
+        def check() -> None:
+            heads = heads_of(op, argument, value)
+            check_heads(op, argument, heads, mask)
+            weights_of(op, weights, len(heads))
+            check_options()
+
+        try:
+            heads = [value] if isinstance(value, Tensor) else list(value)
+            of_heads = [1.0] * len(heads) if weights is None else [float(weight) for weight in weights]
+            if not exact or isinstance(weights, Tensor):
+                check()
+            return self._call(heads, mask, options(), of_heads, REDUCTION_INDEX[reduction], check)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            refusal = error
+        # Only a call that failed pays for finding out which argument is at fault.
+        check()
+        raise refusal
+
+    def _call(
         self,
         heads: Sequence[Tensor],
         mask: Tensor,
@@ -133,10 +173,7 @@ class _HeadsLoss(torch.autograd.Function):
         if gradients is None or grad_output is None or torch.is_grad_enabled():
             of_heads, of_mask, *_ = ctx.loss._gradients(ctx, ctx.kernels.backward, grad_output)
             return None, None, of_mask, None, None, None, *of_heads
-        with below_autograd():
-            scale = getattr(torch.ops, ctx.kernels.forward.namespace).scale_gradient_.default
-            for gradient in gradients:
-                scale(gradient, grad_output)
+        scale_in_place(ctx.kernels, gradients, grad_output)
         return (None,) * 6 + tuple(gradients)
 
 

@@ -11,6 +11,7 @@ A float16 gradient is not stored: divided by the number of elements it would und
 could lift it.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -36,10 +37,17 @@ def take_gradient(ctx: Any, kernels: Kernels, factor: Tensor) -> Tensor:
     """The gradient that the forward left in ``ctx.gradient``, times the one-element tensor ``factor``; ctx loses it."""
     gradient: Tensor = ctx.gradient
     ctx.gradient = None
-    forward: Any = kernels.forward
-    with below_autograd():
-        getattr(torch.ops, forward.namespace).scale_gradient_.default(gradient, factor)
+    scale_in_place(kernels, (gradient,), factor)
     return gradient
+
+
+def scale_in_place(kernels: Kernels, gradients: Iterable[Tensor], factor: Tensor) -> None:
+    """Multiplies each of the dense ``gradients``, in place, by the one-element tensor ``factor``."""
+    forward: Any = kernels.forward
+    scale = getattr(torch.ops, forward.namespace).scale_gradient_.default
+    with below_autograd():
+        for gradient in gradients:
+            scale(gradient, factor)
 
 
 def scaled(gradient: Tensor, factor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sod_ops.ops import _checks
-from sod_ops.ops._heads import REDUCTION_INDEX, HeadsLoss, check_heads, empty_results, heads_of, weights_of
+from sod_ops.ops._heads import HeadsLoss, empty_results
 from sod_ops.reference.adaptive_pixel_intensity_loss import adaptive_pixel_intensity_loss as reference
 from sod_ops.reference.sigmoid_focal_loss import REDUCTIONS
 
@@ -57,24 +57,22 @@ def adaptive_pixel_intensity_loss(
     Source:
         Lee, Shin, Han: TRACER: Extreme Attention Guided Salient Object Tracing Network, AAAI 2022.
     """
-
-    def check() -> None:
-        heads = heads_of(_OP, "probabilities", probabilities)
-        check_heads(_OP, "probabilities", heads, mask)
-        weights_of(_OP, weights, len(heads))
-        check_intensity_options(_OP, as_published, reduction)
-
     try:
-        heads = [probabilities] if isinstance(probabilities, Tensor) else list(probabilities)
-        of_heads = [1.0] * len(heads) if weights is None else [float(weight) for weight in weights]
-        if type(as_published) is not bool or isinstance(weights, Tensor):
-            check()
-        return _loss(heads, mask, (as_published,), of_heads, REDUCTION_INDEX[reduction], check)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        return _loss(
+            _OP,
+            "probabilities",
+            probabilities,
+            mask,
+            lambda: (as_published,),
+            weights,
+            reduction,
+            lambda: check_intensity_options(_OP, as_published, reduction),
+            exact=type(as_published) is bool,
+        )
+    except RuntimeError as error:
         refusal = error
-    # Only a call that failed pays for finding out which argument is at fault.
-    check()
-    _check_range(heads)
+    # The operator's own refusal, with nothing wrong but a value.
+    _check_range([probabilities] if isinstance(probabilities, Tensor) else probabilities)
     raise refusal
 
 
@@ -110,8 +108,7 @@ _loss = HeadsLoss(_OP, reference=reference, forward=_fake_forward, backward=_fak
 
 def check_intensity_options(op: str, as_published: object, reduction: object) -> None:
     """ValueError or TypeError for what neither the function nor its module takes."""
-    if not isinstance(as_published, bool):
-        _checks.bad_type(op, "as_published", "a bool", f"{as_published!r} ({type(as_published).__name__})")
+    _checks.check_bool(op, "as_published", as_published)
     _checks.check_choice(op, "reduction", reduction, REDUCTIONS)
 
 

@@ -10,7 +10,9 @@ from torch import Tensor
 from sod_ops.backends import Kernels
 from sod_ops.ops import _checks
 from sod_ops.ops._operators import below_autograd, reference_gradients, register, transforms_active
+from sod_ops.ops._reductions import REDUCTION_INDEX
 from sod_ops.reference import box_iou_loss as reference
+from sod_ops.reference.sigmoid_focal_loss import REDUCTIONS
 
 _REFERENCES: dict[str, Callable[..., Tensor]] = {
     **reference.LOSSES,
@@ -18,8 +20,6 @@ _REFERENCES: dict[str, Callable[..., Tensor]] = {
 }
 _LOSS_INDEX = {name: index for index, name in enumerate(_REFERENCES)}
 _LOSS_NAMES = tuple(_REFERENCES)
-_REDUCTIONS = ("none", "mean", "sum")
-_REDUCTION_INDEX = {name: index for index, name in enumerate(_REDUCTIONS)}
 
 
 def generalized_box_iou_loss(boxes1: Tensor, boxes2: Tensor, reduction: str = "none", eps: float = 1e-7) -> Tensor:
@@ -131,7 +131,7 @@ def _loss(op: str, boxes1: Tensor, boxes2: Tensor, reduction: str, eps: float) -
     try:
         if type(eps) is not float:
             _checks.check_positive(op, "eps", eps)
-        return _call(op, boxes1, boxes2, _REDUCTION_INDEX[reduction], eps)
+        return _call(op, boxes1, boxes2, REDUCTION_INDEX[reduction], eps)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         refusal = error
     # Only a call that failed pays for finding out which argument is at fault.
@@ -147,9 +147,9 @@ def _call(op: str, boxes1: Tensor, boxes2: Tensor, reduction: int, eps: float) -
     else:
         kernels = _select.traced(device_type) if compiling else _select(device_type)
     if kernels is None or compiling or not kernels.check_arguments:
-        _check(op, boxes1, boxes2, _REDUCTIONS[reduction], eps)
+        _check(op, boxes1, boxes2, REDUCTIONS[reduction], eps)
     if kernels is None:
-        return _REFERENCES[op](boxes1, boxes2, _REDUCTIONS[reduction], eps)
+        return _REFERENCES[op](boxes1, boxes2, REDUCTIONS[reduction], eps)
     differentiable = torch.is_grad_enabled()
     first, second = differentiable and boxes1.requires_grad, differentiable and boxes2.requires_grad
     inputs = (
@@ -214,7 +214,7 @@ def _gradients(
     boxes1, boxes2, *kept = ctx.saved_tensors
     loss, reduction, eps, first, second = ctx.options
     if torch.is_grad_enabled():
-        function = partial(_REFERENCES[_LOSS_NAMES[loss]], reduction=_REDUCTIONS[reduction], eps=eps)
+        function = partial(_REFERENCES[_LOSS_NAMES[loss]], reduction=REDUCTIONS[reduction], eps=eps)
         return *reference_gradients(function, (boxes1, boxes2), grad_output), *(None,) * 5
     gradients: Sequence[Tensor]
     if kept and _keeps_gradients(boxes1, reduction):
@@ -284,7 +284,7 @@ _select = register(
 
 def check_options(op: str, reduction: str, eps: float) -> None:
     """ValueError or TypeError for what neither the functions nor their modules take."""
-    _checks.check_choice(op, "reduction", reduction, _REDUCTIONS)
+    _checks.check_choice(op, "reduction", reduction, REDUCTIONS)
     _checks.check_positive(op, "eps", eps)
 
 

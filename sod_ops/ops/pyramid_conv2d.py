@@ -233,7 +233,7 @@ def _backward(
             del grad_own
     else:
         grad_x = None if x is None else torch.empty_like(x)
-        grad_bias = grad_output.sum((0, 2, 3))
+        grad_bias = grad_output.sum((0, 2, 3)) if need_bias else None
     grad_branches: list[Tensor | None] = [None] * len(branches)
     if branches and (need_weight or any(need_branches)):
         grad_products = kernels.backward(
@@ -260,7 +260,7 @@ def _backward(
                 by_tap = grad_product.T @ _pixels(branch).to(accumulator)
                 kernel, channels = weight.shape[2], weight.shape[0]
                 grad_weight[:, of] = by_tap.view(kernel, kernel, channels, -1).permute(2, 3, 0, 1)
-    return [grad_x if need_x else None, grad_weight, grad_bias if need_bias else None, *grad_branches]
+    return [grad_x if need_x else None, grad_weight, grad_bias, *grad_branches]
 
 
 def _fake_forward(y: Tensor, products: list[Tensor], align_corners: bool, nearest: bool) -> Tensor:
@@ -324,8 +324,7 @@ def _check(
         _checks.check_tensor(_OP, argument, value)
     _checks.check_tensor(_OP, "bias", bias, optional=True)
     for flag, value in (("align_corners", align_corners), ("x_first", x_first)):
-        if not isinstance(value, bool):
-            _checks.bad_type(_OP, flag, "a bool", f"{value!r} ({type(value).__name__})")
+        _checks.check_bool(_OP, flag, value)
     _checks.check_choice(_OP, "mode", mode, reference.MODES)
     if mode == "nearest" and align_corners:
         _checks.bad_value(_OP, "align_corners", "False with mode 'nearest'", True)

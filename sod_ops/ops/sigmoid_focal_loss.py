@@ -12,12 +12,11 @@ from sod_ops._rows import as_rows
 from sod_ops.backends import Kernels
 from sod_ops.ops import _checks
 from sod_ops.ops._operators import below_autograd, reference_gradients, register, transforms_active
+from sod_ops.ops._reductions import REDUCTION_INDEX
 from sod_ops.ops._stored_gradient import scaled, stores_gradient, take_gradient
 from sod_ops.reference import sigmoid_focal_loss as reference
 
 _OP = "sigmoid_focal_loss"
-_REDUCTION_INDEX = {name: index for index, name in enumerate(reference.REDUCTIONS)}
-_TARGETS = (*_checks.FLOATING, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def sigmoid_focal_loss(
@@ -63,7 +62,7 @@ def sigmoid_focal_loss(
             alpha = _checks.check_number(_OP, "alpha", alpha)
         if type(gamma) is not float:
             gamma = _checks.check_number(_OP, "gamma", gamma)
-        return _call(inputs, targets, alpha, gamma, _REDUCTION_INDEX[reduction])
+        return _call(inputs, targets, alpha, gamma, REDUCTION_INDEX[reduction])
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         refusal = error
     # Only a call that failed pays for finding out which argument is at fault.
@@ -182,7 +181,7 @@ def _check(inputs: Tensor, targets: Tensor, alpha: float, gamma: float, reductio
     _checks.check_tensor(_OP, "targets", targets)
     check_focal_options(_OP, alpha, gamma, reduction)
     _checks.check_floating(_OP, "inputs", inputs)
-    if targets.dtype not in _TARGETS:
+    if targets.dtype not in _checks.READABLE:
         _checks.bad_type(_OP, "targets", "floating, bool, uint8 or a signed integer", targets.dtype)
     _checks.check_same_device(_OP, "inputs", inputs.device, (("targets", targets),))
     _checks.check_loss_shapes(_OP, "inputs", inputs, "targets", targets)

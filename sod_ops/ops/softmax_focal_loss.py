@@ -11,12 +11,12 @@ from sod_ops._rows import as_rows
 from sod_ops.backends import Kernels
 from sod_ops.ops import _checks
 from sod_ops.ops._operators import below_autograd, reference_gradients, register, transforms_active
+from sod_ops.ops._reductions import REDUCTION_INDEX
 from sod_ops.ops._stored_gradient import scaled, stores_gradient, take_gradient
 from sod_ops.reference import softmax_focal_loss as reference
 from sod_ops.reference.sigmoid_focal_loss import REDUCTIONS
 
 _OP = "softmax_focal_loss"
-_REDUCTION_INDEX = {name: index for index, name in enumerate(REDUCTIONS)}
 _TARGETS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -69,7 +69,7 @@ def softmax_focal_loss(
         if type(gamma) is not float:
             gamma = _checks.check_number(_OP, "gamma", gamma)
         weights, scale = (None, 1.0) if alpha is None else _weights(alpha)
-        return _call(inputs, targets, weights, scale, gamma, ignore_index, _REDUCTION_INDEX[reduction])
+        return _call(inputs, targets, weights, scale, gamma, ignore_index, REDUCTION_INDEX[reduction])
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         refusal = error
     # Only a call that failed pays for finding out which argument is at fault.

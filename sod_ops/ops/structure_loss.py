@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sod_ops.ops import _checks
-from sod_ops.ops._heads import REDUCTION_INDEX, HeadsLoss, check_heads, empty_results, heads_of, weights_of
+from sod_ops.ops._heads import HeadsLoss, empty_results
 from sod_ops.reference.sigmoid_focal_loss import REDUCTIONS
 from sod_ops.reference.structure_loss import structure_loss as reference
 
@@ -56,25 +56,17 @@ def structure_loss(
     Source:
         Wei, Wang, Huang: F3Net: Fusion, Feedback and Focus for Salient Object Detection, AAAI 2020.
     """
-    try:
-        heads = [logits] if isinstance(logits, Tensor) else list(logits)
-        of_heads = [1.0] * len(heads) if weights is None else [float(weight) for weight in weights]
-        exact = type(kernel_size) is int and type(as_published) is bool and not isinstance(weights, Tensor)
-        if not exact:
-            _check(logits, mask, kernel_size, as_published, weights, reduction)
-        return _loss(
-            heads,
-            mask,
-            (kernel_size, bool(as_published)),
-            of_heads,
-            REDUCTION_INDEX[reduction],
-            lambda: _check(logits, mask, kernel_size, as_published, weights, reduction),
-        )
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        refusal = error
-    # Only a call that failed pays for finding out which argument is at fault.
-    _check(logits, mask, kernel_size, as_published, weights, reduction)
-    raise refusal
+    return _loss(
+        _OP,
+        "logits",
+        logits,
+        mask,
+        lambda: (kernel_size, as_published),
+        weights,
+        reduction,
+        lambda: check_structure_options(_OP, kernel_size, as_published, reduction),
+        exact=type(kernel_size) is int and type(as_published) is bool,
+    )
 
 
 def _fake_forward(
@@ -112,20 +104,5 @@ _loss = HeadsLoss(_OP, reference=reference, forward=_fake_forward, backward=_fak
 def check_structure_options(op: str, kernel_size: object, as_published: object, reduction: object) -> None:
     """ValueError or TypeError for what neither the function nor its module takes."""
     _checks.check_window(op, "kernel_size", kernel_size)
-    if not isinstance(as_published, bool):
-        _checks.bad_type(op, "as_published", "a bool", f"{as_published!r} ({type(as_published).__name__})")
+    _checks.check_bool(op, "as_published", as_published)
     _checks.check_choice(op, "reduction", reduction, REDUCTIONS)
-
-
-def _check(
-    logits: Tensor | Sequence[Tensor],
-    mask: Tensor,
-    kernel_size: int,
-    as_published: bool,
-    weights: Sequence[float] | None,
-    reduction: str,
-) -> None:
-    heads = heads_of(_OP, "logits", logits)
-    check_heads(_OP, "logits", heads, mask)
-    weights_of(_OP, weights, len(heads))
-    check_structure_options(_OP, kernel_size, as_published, reduction)

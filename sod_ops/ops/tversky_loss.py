@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sod_ops.ops import _checks
-from sod_ops.ops._heads import REDUCTION_INDEX, HeadsLoss, check_heads, empty_results, heads_of, weights_of
+from sod_ops.ops._heads import HeadsLoss, empty_results
 from sod_ops.reference.sigmoid_focal_loss import REDUCTIONS
 from sod_ops.reference.tversky_loss import tversky_loss as reference
 
@@ -141,27 +141,19 @@ def _call(
     weights: Sequence[float] | None,
     reduction: str,
 ) -> Tensor:
-    def check() -> None:
-        heads = heads_of(op, "logits", logits)
-        check_heads(op, "logits", heads, mask)
-        weights_of(op, weights, len(heads))
-        check_overlap_options(op, reduction, alpha=alpha, beta=beta, smooth=smooth)
-
-    try:
-        heads = [logits] if isinstance(logits, Tensor) else list(logits)
-        of_heads = [1.0] * len(heads) if weights is None else [float(weight) for weight in weights]
-        # Numbers of other types: those that can be read without waiting for a device.
-        if isinstance(weights, Tensor) or not type(alpha) is type(beta) is type(smooth) is float:
-            check()
+    return _loss(
+        op,
+        "logits",
+        logits,
+        mask,
         # A Dice loss has 2 sum p y above.
-        added = 0.5 * smooth if op == "dice_loss" else smooth
-        options = float(alpha), float(beta), float(added)
-        return _loss(heads, mask, options, of_heads, REDUCTION_INDEX[reduction], check)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        refusal = error
-    # Only a call that failed pays for finding out which argument is at fault.
-    check()
-    raise refusal
+        lambda: (float(alpha), float(beta), float(0.5 * smooth if op == "dice_loss" else smooth)),
+        weights,
+        reduction,
+        lambda: check_overlap_options(op, reduction, alpha=alpha, beta=beta, smooth=smooth),
+        # Numbers of other types: those that can be read without waiting for a device.
+        exact=type(alpha) is type(beta) is type(smooth) is float,
+    )
 
 
 def _fake_forward(
