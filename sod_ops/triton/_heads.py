@@ -10,8 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sod_ops.triton._planes import power_of_two
-from sod_ops.triton._rows import store
+from sod_ops.triton._planes import device_guard, power_of_two
+from sod_ops.triton._rows import SUM_BLOCK, store, sum_kernel
+
+NONE, MEAN = 0, 1  # in the order of REDUCTIONS in sod_ops/reference/sigmoid_focal_loss.py
+
+# Arguments of the kernels that are not to be compiled in: the map's size, and the steps of a head, mask and gradient.
+SIZES = ("height", "width")
+HEAD_STEPS = ("x_n_step", "x_h_step", "x_w_step")
+MASK_STEPS = ("y_n_step", "y_h_step", "y_w_step")
+GRADIENT_STEPS = ("g_n_step", "g_h_step", "g_w_step")
 
 _TILE = 1024
 _WIDEST = 128
@@ -39,6 +47,30 @@ def steps(tensor: Tensor) -> tuple[int, int, int]:
 
 def accumulator(heads: Sequence[Tensor], mask: Tensor) -> torch.dtype:
     return torch.float64 if torch.float64 in (heads[0].dtype, mask.dtype) else torch.float32
+
+
+def empty_results(
+    heads: Sequence[Tensor], mask: Tensor, reduction: int, with_gradient: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """What a forward operator returns, to be filled: the loss, and for a mean or a sum its gradients where wanted."""
+    dtype = torch.promote_types(heads[0].dtype, mask.dtype)
+    loss = mask.new_empty(() if reduction else mask.shape[:1], dtype=dtype)
+    return loss, [torch.empty_like(head) for head in heads] if with_gradient and reduction else []
+
+
+def reduce_terms(terms: Tensor, loss: Tensor, reduction: int) -> None:
+    """``loss`` from the ``terms [heads, samples]``, in which a mean is already divided."""
+    heads, samples = terms.shape
+    with device_guard(loss):
+        if reduction == NONE:
+            heads_losses_kernel[(samples,)](terms, loss, heads, samples, BLOCK=SUM_BLOCK)
+        else:
+            sum_kernel[(1,)](terms, loss, terms.numel(), BLOCK=SUM_BLOCK)
+
+
+def grad_step(grad_output: Tensor | None, reduction: int) -> int:
+    """From sample to sample in the incoming gradient; 0 where it is one number, or none."""
+    return grad_output.stride(0) if grad_output is not None and reduction == NONE else 0
 
 
 @triton.jit

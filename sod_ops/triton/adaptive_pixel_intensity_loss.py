@@ -15,19 +15,30 @@ import triton.language as tl
 from torch import Tensor
 
 from sod_ops.triton._box_sums import Windows, as_bytes, averages_down, tile_down
-from sod_ops.triton._heads import Tiles, accumulator, heads_losses_kernel, load_tile, steps, sum_of_parts, tile_of
+from sod_ops.triton._heads import (
+    GRADIENT_STEPS,
+    HEAD_STEPS,
+    MASK_STEPS,
+    MEAN,
+    NONE,
+    SIZES,
+    Tiles,
+    accumulator,
+    empty_results,
+    grad_step,
+    load_tile,
+    reduce_terms,
+    steps,
+    sum_of_parts,
+    tile_of,
+)
 from sod_ops.triton._planes import device_guard
-from sod_ops.triton._rows import SUM_BLOCK, store, sum_kernel
+from sod_ops.triton._rows import SUM_BLOCK, store
 
-_NONE, _MEAN = 0, 1  # in the order of REDUCTIONS in sod_ops/reference/sigmoid_focal_loss.py
 _WINDOWS = (3, 15, 31)
 
-_SIZES = ("height", "width")
-_X = ("x_n_step", "x_h_step", "x_w_step")
-_Y = ("y_n_step", "y_h_step", "y_w_step")
 
-
-@triton.jit(do_not_specialize=(*_SIZES, "half", "segments", "per_group", "programs", "scale", *_Y))
+@triton.jit(do_not_specialize=(*SIZES, "half", "segments", "per_group", "programs", "scale", *MASK_STEPS))
 def intensity_distance_kernel(
     sums,  # [B, 1, H, W], dense
     mask,  # [B, 1, H, W] at their steps
@@ -75,7 +86,7 @@ def intensity_totals_kernel(
     tl.store(totals + b, sum_of_parts(parts, b * count, count, 1, BLOCK))
 
 
-@triton.jit(do_not_specialize=(*_SIZES, *_X, *_Y))
+@triton.jit(do_not_specialize=(*SIZES, *HEAD_STEPS, *MASK_STEPS))
 def intensity_sums_kernel(
     probabilities,  # [B, 1, H, W] at their steps, like mask
     mask,
@@ -190,7 +201,7 @@ def intensity_terms_kernel(
         tl.store(place + 5, gradient * intersection / (rest * rest))
 
 
-@triton.jit(do_not_specialize=(*_SIZES, *_X, *_Y, "g_n_step", "g_h_step", "g_w_step"))
+@triton.jit(do_not_specialize=(*SIZES, *HEAD_STEPS, *MASK_STEPS, *GRADIENT_STEPS))
 def intensity_gradient_kernel(
     probabilities,  # [B, 1, H, W] at their steps, like mask and gradient
     mask,
@@ -237,20 +248,14 @@ def adaptive_pixel_intensity_loss(
     with_gradient: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss and, for a mean or a sum with ``with_gradient``, its gradient by each head."""
-    dtype = torch.promote_types(probabilities[0].dtype, mask.dtype)
-    loss = mask.new_empty(() if reduction else mask.shape[:1], dtype=dtype)
-    gradients = [torch.empty_like(head) for head in probabilities] if with_gradient and reduction else []
+    loss, gradients = empty_results(probabilities, mask, reduction, with_gradient)
     if mask.numel() == 0:
         # No pixels: 0 / 0. The mean of no samples is NaN too.
-        return loss.fill_(float("nan") if mask.shape[0] or reduction == _MEAN else 0.0), gradients
+        return loss.fill_(float("nan") if mask.shape[0] or reduction == MEAN else 0.0), gradients
     samples = mask.shape[0]
     terms = mask.new_empty((len(probabilities), samples), dtype=torch.float64)
     _run(probabilities, mask, as_published, weights, reduction, None, terms, gradients)
-    with device_guard(mask):
-        if reduction == _NONE:
-            heads_losses_kernel[(samples,)](terms, loss, len(probabilities), samples, BLOCK=SUM_BLOCK)
-        else:
-            sum_kernel[(1,)](terms, loss, terms.numel(), BLOCK=SUM_BLOCK)
+    reduce_terms(terms, loss, reduction)
     return loss, gradients
 
 
@@ -287,7 +292,7 @@ def _run(
     tiles = Tiles(height, width)
     parts = mask.new_empty((samples * tiles.per_sample, 4), dtype=dtype)
     coefficients = mask.new_empty((samples, 6), dtype=torch.float64) if gradients else None
-    g_step = grad_output.stride(0) if grad_output is not None and reduction == _NONE else 0
+    g_step = grad_step(grad_output, reduction)
     grid = (samples * tiles.per_sample,)
     with device_guard(mask):
         for index, (head, weight) in enumerate(zip(probabilities, head_weights, strict=True)):
@@ -298,7 +303,7 @@ def _run(
             intensity_terms_kernel[(samples,)](
                 parts, totals, grad_output, None if terms is None else terms[index], coefficients,
                 samples, height * width, tiles.per_sample, weight, g_step,
-                MEAN=reduction == _MEAN, PUBLISHED=as_published, BLOCK=SUM_BLOCK,
+                MEAN=reduction == MEAN, PUBLISHED=as_published, BLOCK=SUM_BLOCK,
             )  # fmt: skip
             if coefficients is not None:
                 gradient = gradients[index]
@@ -337,7 +342,7 @@ def ahead_of_time_cases() -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]
     ):
         probabilities = torch.empty((8, 1, 320, 320), dtype=dtype, device="meta")
         mask = probabilities.new_empty(probabilities.shape, dtype=mask_dtype)
-        yield adaptive_pixel_intensity_loss, ([probabilities], mask, published, [1.0], _MEAN, True)
-        yield adaptive_pixel_intensity_loss, ([probabilities], mask, published, [1.0], _NONE, False)
+        yield adaptive_pixel_intensity_loss, ([probabilities], mask, published, [1.0], MEAN, True)
+        yield adaptive_pixel_intensity_loss, ([probabilities], mask, published, [1.0], NONE, False)
         grad_output = probabilities.new_empty((8,), dtype=torch.promote_types(dtype, mask_dtype))
-        yield adaptive_pixel_intensity_loss_backward, (grad_output, [probabilities], mask, published, [1.0], _NONE)
+        yield adaptive_pixel_intensity_loss_backward, (grad_output, [probabilities], mask, published, [1.0], NONE)

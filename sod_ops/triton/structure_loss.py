@@ -15,20 +15,29 @@ import triton.language as tl
 from torch import Tensor
 
 from sod_ops.triton._box_sums import Windows, as_bytes, averages_down, tile_down
-from sod_ops.triton._heads import Tiles, accumulator, load_tile, steps, sum_of_parts, tile_of
+from sod_ops.triton._heads import (
+    GRADIENT_STEPS,
+    HEAD_STEPS,
+    MASK_STEPS,
+    MEAN,
+    NONE,
+    SIZES,
+    Tiles,
+    accumulator,
+    empty_results,
+    grad_step,
+    load_tile,
+    steps,
+    sum_of_parts,
+    tile_of,
+)
 from sod_ops.triton._planes import device_guard
 from sod_ops.triton._rows import SUM_BLOCK, store, sum_kernel
 from sod_ops.triton.focal_loss import double
 from sod_ops.triton.logistic import logistic
 
-_NONE, _MEAN = 0, 1  # in the order of REDUCTIONS in sod_ops/reference/sigmoid_focal_loss.py
 
-_SIZES = ("height", "width")
-_X = ("x_n_step", "x_h_step", "x_w_step")
-_Y = ("y_n_step", "y_h_step", "y_w_step")
-
-
-@triton.jit(do_not_specialize=(*_SIZES, "half", "segments", "per_group", "programs", "scale", *_Y))
+@triton.jit(do_not_specialize=(*SIZES, "half", "segments", "per_group", "programs", "scale", *MASK_STEPS))
 def structure_weights_kernel(
     sums,  # [B, 1, H, W], dense
     mask,  # [B, 1, H, W] at its steps
@@ -57,7 +66,7 @@ def structure_weights_kernel(
     tl.store(parts + tl.program_id(0), tl.sum(tl.sum(tl.where(inside, weight, 0.0), 1), 0))
 
 
-@triton.jit(do_not_specialize=(*_SIZES, *_X, *_Y))
+@triton.jit(do_not_specialize=(*SIZES, *HEAD_STEPS, *MASK_STEPS))
 def structure_sums_kernel(
     logits,  # [B, 1, H, W] at their steps, like mask
     mask,
@@ -166,7 +175,7 @@ def structure_losses_kernel(
     store(losses + b, loss, None)
 
 
-@triton.jit(do_not_specialize=(*_SIZES, *_X, *_Y, "g_n_step", "g_h_step", "g_w_step"))
+@triton.jit(do_not_specialize=(*SIZES, *HEAD_STEPS, *MASK_STEPS, *GRADIENT_STEPS))
 def structure_gradient_kernel(
     logits,  # [B, 1, H, W] at their steps, like mask and gradient
     mask,
@@ -212,17 +221,15 @@ def structure_loss(
     with_gradient: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss and, for a mean or a sum with ``with_gradient``, its gradient by each head."""
-    dtype = torch.promote_types(logits[0].dtype, mask.dtype)
-    loss = mask.new_empty(() if reduction else mask.shape[:1], dtype=dtype)
-    gradients = [torch.empty_like(head) for head in logits] if with_gradient and reduction else []
+    loss, gradients = empty_results(logits, mask, reduction, with_gradient)
     if mask.numel() == 0:
         # No pixels: 0 / 0. The mean of no samples is NaN too.
-        return loss.fill_(float("nan") if mask.shape[0] or reduction == _MEAN else 0.0), gradients
+        return loss.fill_(float("nan") if mask.shape[0] or reduction == MEAN else 0.0), gradients
     samples = mask.shape[0]
     terms = mask.new_empty((len(logits), 2, samples), dtype=torch.float64)
     _run(logits, mask, kernel_size, as_published, weights, reduction, None, terms, gradients)
     with device_guard(mask):
-        if reduction == _NONE:
+        if reduction == NONE:
             structure_losses_kernel[(samples,)](
                 terms, loss, len(logits), samples, PUBLISHED=as_published, BLOCK=SUM_BLOCK
             )
@@ -268,7 +275,7 @@ def _run(
     weight_parts = mask.new_empty(windows.grid, dtype=dtype)
     parts = mask.new_empty((samples * tiles.per_sample, 3), dtype=dtype)
     coefficients = mask.new_empty((samples, 4), dtype=torch.float64) if gradients else None
-    g_step = grad_output.stride(0) if grad_output is not None and reduction == _NONE else 0
+    g_step = grad_step(grad_output, reduction)
     grid = (samples * tiles.per_sample,)
     with device_guard(mask):
         structure_weights_kernel[windows.grid](
@@ -282,7 +289,7 @@ def _run(
             structure_terms_kernel[(samples,)](
                 parts, weight_parts, grad_output, None if terms is None else terms[index], coefficients,
                 samples, height * width, tiles.per_sample, windows.programs, weight, g_step,
-                MEAN=reduction == _MEAN, PUBLISHED=as_published, BLOCK=SUM_BLOCK,
+                MEAN=reduction == MEAN, PUBLISHED=as_published, BLOCK=SUM_BLOCK,
             )  # fmt: skip
             if coefficients is not None:
                 gradient = gradients[index]
@@ -303,7 +310,7 @@ def ahead_of_time_cases() -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]
     ):
         logits = torch.empty((8, 1, 352, 352), dtype=dtype, device="meta")
         mask = logits.new_empty(logits.shape, dtype=mask_dtype)
-        yield structure_loss, ([logits], mask, 31, published, [1.0], _MEAN, True)
-        yield structure_loss, ([logits], mask, 31, published, [1.0], _NONE, False)
+        yield structure_loss, ([logits], mask, 31, published, [1.0], MEAN, True)
+        yield structure_loss, ([logits], mask, 31, published, [1.0], NONE, False)
         grad_output = logits.new_empty((8,), dtype=torch.promote_types(dtype, mask_dtype))
-        yield structure_loss_backward, (grad_output, [logits], mask, 31, published, [1.0], _NONE)
+        yield structure_loss_backward, (grad_output, [logits], mask, 31, published, [1.0], NONE)

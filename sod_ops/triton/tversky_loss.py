@@ -14,19 +14,29 @@ import triton.language as tl
 from torch import Tensor
 
 from sod_ops.triton._box_sums import as_bytes
-from sod_ops.triton._heads import Tiles, accumulator, heads_losses_kernel, load_tile, steps, sum_of_parts, tile_of
+from sod_ops.triton._heads import (
+    GRADIENT_STEPS,
+    HEAD_STEPS,
+    MASK_STEPS,
+    MEAN,
+    NONE,
+    SIZES,
+    Tiles,
+    accumulator,
+    empty_results,
+    grad_step,
+    load_tile,
+    reduce_terms,
+    steps,
+    sum_of_parts,
+    tile_of,
+)
 from sod_ops.triton._planes import device_guard
-from sod_ops.triton._rows import SUM_BLOCK, store, sum_kernel
+from sod_ops.triton._rows import SUM_BLOCK, store
 from sod_ops.triton.logistic import logistic
 
-_NONE, _MEAN = 0, 1  # in the order of REDUCTIONS in sod_ops/reference/sigmoid_focal_loss.py
 
-_SIZES = ("height", "width")
-_X = ("x_n_step", "x_h_step", "x_w_step")
-_Y = ("y_n_step", "y_h_step", "y_w_step")
-
-
-@triton.jit(do_not_specialize=(*_SIZES, *_X, *_Y))
+@triton.jit(do_not_specialize=(*SIZES, *HEAD_STEPS, *MASK_STEPS))
 def tversky_sums_kernel(
     logits,  # [B, 1, H, W] at their steps, like mask
     mask,
@@ -91,7 +101,7 @@ def tversky_terms_kernel(
         tl.store(coefficients + b * 2 + 1, factor * above * (alpha + zero))
 
 
-@triton.jit(do_not_specialize=(*_SIZES, *_X, *_Y, "g_n_step", "g_h_step", "g_w_step"))
+@triton.jit(do_not_specialize=(*SIZES, *HEAD_STEPS, *MASK_STEPS, *GRADIENT_STEPS))
 def tversky_gradient_kernel(
     logits,  # [B, 1, H, W] at their steps, like mask and gradient
     mask,
@@ -135,19 +145,13 @@ def tversky_loss(
     with_gradient: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss and, for a mean or a sum with ``with_gradient``, its gradient by each head."""
-    dtype = torch.promote_types(logits[0].dtype, mask.dtype)
-    loss = mask.new_empty(() if reduction else mask.shape[:1], dtype=dtype)
-    gradients = [torch.empty_like(head) for head in logits] if with_gradient and reduction else []
+    loss, gradients = empty_results(logits, mask, reduction, with_gradient)
     samples = mask.shape[0]
     if samples == 0:
-        return loss.fill_(float("nan") if reduction == _MEAN else 0.0), gradients
+        return loss.fill_(float("nan") if reduction == MEAN else 0.0), gradients
     terms = mask.new_empty((len(logits), samples), dtype=torch.float64)
     _run(logits, mask, (alpha, beta, smooth), weights, reduction, None, terms, gradients)
-    with device_guard(mask):
-        if reduction == _NONE:
-            heads_losses_kernel[(samples,)](terms, loss, len(logits), samples, BLOCK=SUM_BLOCK)
-        else:
-            sum_kernel[(1,)](terms, loss, terms.numel(), BLOCK=SUM_BLOCK)
+    reduce_terms(terms, loss, reduction)
     return loss, gradients
 
 
@@ -185,7 +189,7 @@ def _run(
     tiles = Tiles(height, width)
     parts = mask.new_empty((samples * tiles.per_sample, 3), dtype=dtype)
     coefficients = mask.new_empty((samples, 2), dtype=torch.float64) if gradients else None
-    g_step = grad_output.stride(0) if grad_output is not None and reduction == _NONE else 0
+    g_step = grad_step(grad_output, reduction)
     grid = (samples * tiles.per_sample,)
     with device_guard(mask):
         for index, (head, weight) in enumerate(zip(logits, weights, strict=True)):
@@ -193,7 +197,7 @@ def _run(
                 tversky_sums_kernel[grid](head, y, parts, height, width, *steps(head), *steps(y), **tiles.constants)
             tversky_terms_kernel[(samples,)](
                 parts, grad_output, None if terms is None else terms[index], coefficients,
-                samples, tiles.per_sample, *options, weight, g_step, MEAN=reduction == _MEAN, BLOCK=SUM_BLOCK,
+                samples, tiles.per_sample, *options, weight, g_step, MEAN=reduction == MEAN, BLOCK=SUM_BLOCK,
             )  # fmt: skip
             if coefficients is not None and grid[0] > 0:
                 gradient = gradients[index]
@@ -214,7 +218,7 @@ def ahead_of_time_cases() -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]
         logits = torch.empty((8, 1, 352, 352), dtype=dtype, device="meta")
         mask = logits.new_empty(logits.shape, dtype=mask_dtype)
         options = 0.3, 0.7, 1.0, [1.0]
-        yield tversky_loss, ([logits], mask, *options, _MEAN, True)
-        yield tversky_loss, ([logits], mask, *options, _NONE, False)
+        yield tversky_loss, ([logits], mask, *options, MEAN, True)
+        yield tversky_loss, ([logits], mask, *options, NONE, False)
         grad_output = logits.new_empty((8,), dtype=torch.promote_types(dtype, mask_dtype))
-        yield tversky_loss_backward, (grad_output, [logits], mask, *options, _NONE)
+        yield tversky_loss_backward, (grad_output, [logits], mask, *options, NONE)
