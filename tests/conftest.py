@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import vector_math
 
 if not torch.cuda.is_available():
     # Before anything imports Triton: its kernels run in the interpreter, on CPU tensors.
@@ -15,6 +16,9 @@ import sod_ops
 
 ON_GPU = torch.cuda.is_available()
 collect_ignore = [] if ON_GPU else ["test_gpu.py"]
+
+
+vector_math.settle()
 
 
 class Backend(NamedTuple):

@@ -49,9 +49,13 @@ def test_instruction_sets_share_no_symbol() -> None:
         assert [line for line in weak if not re.search(r"\b(DEFAULT|AVX2|AVX512)\b", line)] == [], path
 
 
+# Where CHECK finds the package and vector_math.
+SEARCH = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
 CHECK = """
 import torch, sod_ops
 from sod_ops import _extension
+import vector_math
+vector_math.settle()
 torch.manual_seed(0)
 
 def compare(function, leaves):
@@ -94,7 +98,7 @@ print(_extension.build_info()["instruction_set"])
 def test_every_instruction_set_gives_the_same(name: str) -> None:
     best = INFO["instruction_sets"].index(INFO["instruction_set"])
     expected = INFO["instruction_sets"][min(best, INFO["instruction_sets"].index(name))]
-    assert run(sys.executable, "-c", CHECK, SOD_OPS_CPU_CAPABILITY=name).strip() == expected
+    assert run(sys.executable, "-c", CHECK, SOD_OPS_CPU_CAPABILITY=name, PYTHONPATH=SEARCH).strip() == expected
 
 
 def test_cuda_sources_compile_without_spills(tmp_path: Path) -> None:
