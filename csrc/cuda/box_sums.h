@@ -117,7 +117,7 @@ __device__ __forceinline__ void average_down(const Windows& windows, const Acc* 
   sum = 0;
   for (int64_t first = 0; first < count; first += kRowsAhead) {
     const int here = static_cast<int>(min(static_cast<int64_t>(kRowsAhead), count - first));
-    read_down(map, sample, start + first, x, here, y);
+    read_down(map, sample, start + first, x, 0, here, y);
 #pragma unroll
     for (int i = 0; i < kRowsAhead; ++i) {
       const int64_t t = first + i, row = start + t + windows.half_down;

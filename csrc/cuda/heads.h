@@ -25,6 +25,9 @@
 namespace sod_ops::cuda {
 
 constexpr int kHeadThreads = 256;
+// To a multiprocessor at least, which leaves a thread 64 registers, or 128 where its numbers take two each.
+template <typename Acc>
+constexpr int kHeadBlocks = sizeof(Acc) == 4 ? 4 : 2;
 constexpr int kFinishThreads = 512;
 // Pixels to a thread at a time: 16 bytes of float.
 constexpr int kPixels = 4;
@@ -101,7 +104,7 @@ struct Pixels {
 };
 
 template <typename Loss, typename Acc, int kCount>
-__global__ void __launch_bounds__(kHeadThreads, 4)
+__global__ void __launch_bounds__(kHeadThreads, kHeadBlocks<Acc>)
     heads_sums_kernel(const __grid_constant__ HeadsPass<Acc> pass, const Loss loss) {
   const Tile tile(pass);
   Acc sums[Loss::kSums] = {};
@@ -121,7 +124,7 @@ __global__ void __launch_bounds__(kHeadThreads, 4)
 }
 
 template <typename Loss, typename Acc, int kCount>
-__global__ void __launch_bounds__(kHeadThreads, 4)
+__global__ void __launch_bounds__(kHeadThreads, kHeadBlocks<Acc>)
     heads_gradients_kernel(const __grid_constant__ HeadsPass<Acc> pass, const Loss loss) {
   const Tile tile(pass);
   using Coefficients = typename Loss::template Coefficients<Acc>;

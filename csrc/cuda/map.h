@@ -47,28 +47,28 @@ __device__ __forceinline__ void read(const Map& map, int64_t sample, int64_t row
 }
 
 template <typename T, typename Acc, int kCount>
-__device__ __forceinline__ void read_down_as(const Map& map, int64_t offset, int count, Acc (&to)[kCount]) {
+__device__ __forceinline__ void read_down_as(const Map& map, int64_t offset, int begin, int end, Acc (&to)[kCount]) {
   const T* from = static_cast<const T*>(map.data) + offset;
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) to[i] = i < count ? static_cast<Acc>(from[i * map.row]) : Acc(0);
+  for (int i = 0; i < kCount; ++i) to[i] = i >= begin && i < end ? static_cast<Acc>(from[i * map.row]) : Acc(0);
 }
 
-// `count` elements of a column, from this row on; those beyond are 0.
+// Elements [begin, end) of those that follow this one in its column; the others are 0.
 template <typename Acc, int kCount>
-__device__ __forceinline__ void read_down(const Map& map, int64_t sample, int64_t row, int64_t column, int count,
-                                          Acc (&to)[kCount]) {
+__device__ __forceinline__ void read_down(const Map& map, int64_t sample, int64_t row, int64_t column, int begin,
+                                          int end, Acc (&to)[kCount]) {
   using torch::headeronly::ScalarType;
   const int64_t offset = map.offset(sample, row) + column * map.column;
   switch (map.dtype) {
-    case ScalarType::Float: return read_down_as<float>(map, offset, count, to);
-    case ScalarType::Double: return read_down_as<double>(map, offset, count, to);
-    case ScalarType::BFloat16: return read_down_as<c10::BFloat16>(map, offset, count, to);
-    case ScalarType::Half: return read_down_as<c10::Half>(map, offset, count, to);
-    case ScalarType::Char: return read_down_as<int8_t>(map, offset, count, to);
-    case ScalarType::Short: return read_down_as<int16_t>(map, offset, count, to);
-    case ScalarType::Int: return read_down_as<int32_t>(map, offset, count, to);
-    case ScalarType::Long: return read_down_as<int64_t>(map, offset, count, to);
-    default: return read_down_as<uint8_t>(map, offset, count, to);  // uint8 and bool
+    case ScalarType::Float: return read_down_as<float>(map, offset, begin, end, to);
+    case ScalarType::Double: return read_down_as<double>(map, offset, begin, end, to);
+    case ScalarType::BFloat16: return read_down_as<c10::BFloat16>(map, offset, begin, end, to);
+    case ScalarType::Half: return read_down_as<c10::Half>(map, offset, begin, end, to);
+    case ScalarType::Char: return read_down_as<int8_t>(map, offset, begin, end, to);
+    case ScalarType::Short: return read_down_as<int16_t>(map, offset, begin, end, to);
+    case ScalarType::Int: return read_down_as<int32_t>(map, offset, begin, end, to);
+    case ScalarType::Long: return read_down_as<int64_t>(map, offset, begin, end, to);
+    default: return read_down_as<uint8_t>(map, offset, begin, end, to);  // uint8 and bool
   }
 }
 
