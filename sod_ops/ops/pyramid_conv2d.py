@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from sod_ops.backends import Kernels
 from sod_ops.ops import _checks
+from sod_ops.ops._cost_of_upsampling import pays_before_upsampling
 from sod_ops.ops._operators import below_autograd, reference_gradients, register, transforms_active
 from sod_ops.reference import pyramid_conv2d as reference
 
@@ -61,7 +62,8 @@ def pyramid_conv2d(
     up() is ``torch.nn.functional.interpolate`` to the size of ``x``. The convolution over ``x`` is PyTorch's own. A branch
     is multiplied with the kernel's taps at its own size, and one pass over the output adds the interpolated products:
     exact, because interpolation is linear, and for a fraction of the multiplications. The backward is of the same kind.
-    Neither an upsampled map nor the concatenation ever exists; the backward keeps ``x``, the branches and the weight.
+    Neither an upsampled map nor the concatenation ever exists; the backward keeps ``x``, the branches and the weight. (On a
+    CPU a branch that is cheaper to upsample first, such as one of few channels and nearly the size of ``x``, is.)
 
     Args:
         x: ``[N, C, H, W]``, float32, float64, bfloat16 or float16, or None: only branches, upsampled to ``size``.
@@ -111,12 +113,34 @@ def _call(options: _Options, x: Tensor | None, weight: Tensor, bias: Tensor | No
         kernels = _select.traced(device_type) if compiling else _select(device_type)
     if kernels is None:
         return _reference(options, x, weight, bias, *branches)
+    if device_type == "cpu" and branches:
+        dear = [not pays_before_upsampling(branch, weight, options.size) for branch in branches]
+        if all(dear):
+            return _reference(options, x, weight, bias, *branches)
+        if any(dear):
+            options, x, weight, branches = _upsample(options, dear, x, weight, branches)
     if compiling or not torch.is_grad_enabled():
         return _forward(kernels, options, x, weight, bias, branches)
     tensors = (x, weight, bias, *branches)
     if any(t is not None and t.requires_grad for t in tensors):
         return _PyramidConv2d.apply(kernels, options, *tensors)
     return _forward(kernels, options, x, weight, bias, branches)
+
+
+def _upsample(
+    options: _Options, dear: Sequence[bool], x: Tensor | None, weight: Tensor, branches: Sequence[Tensor]
+) -> tuple[_Options, Tensor, Tensor, tuple[Tensor, ...]]:
+    """The same call with those branches upsampled and concatenated with x that are dear at their own size."""
+    of_x, of_branches = options.channels(x, branches)
+    maps = [] if x is None else [x]
+    first = [] if x is None else [weight[:, of_x]]
+    for branch, of, upsampled in zip(branches, of_branches, dear, strict=True):
+        if upsampled:
+            maps.append(reference.upsample(branch, *options.size, options.align_corners, options.nearest))
+            first.append(weight[:, of])
+    kept = [(branch, of) for branch, of, upsampled in zip(branches, of_branches, dear, strict=True) if not upsampled]
+    weight = torch.cat([*first, *(weight[:, of] for _, of in kept)], 1)
+    return options._replace(x_first=True), torch.cat(maps, 1), weight, tuple(branch for branch, _ in kept)
 
 
 def _reference(options: _Options, x: Tensor | None, weight: Tensor, bias: Tensor | None, *branches: Tensor) -> Tensor:
