@@ -115,3 +115,17 @@ def test_every_number_is_written_before_it_is_read(op: str) -> None:
         tests.check(CPU, tests.make((3, 1, 37, 29), heads=2))
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+@pytest.mark.parametrize("value", [-0.25, 1.5, float("nan")])
+def test_what_is_no_probability_makes_its_samples_loss_nan(value: float, as_published: bool) -> None:
+    """On a GPU nobody waits for the device to say so."""
+    tests = module_of("adaptive_pixel_intensity_loss")
+    given = tests.make((2, 1, 37, 19))
+    probabilities = given.heads[0].clone()
+    probabilities[1, 0, 36, 18] = value
+    operator = getattr(torch.ops, cuda_on_cpu.NAMESPACE).adaptive_pixel_intensity_loss.default
+    losses, _ = operator([probabilities], given.mask, as_published, [1.0], 0, False)
+    # As published, a sample's loss has a mean over all samples in it.
+    assert losses.isnan().tolist() == [as_published, True]
