@@ -1,4 +1,4 @@
-"""The CUDA kernels of the losses of heads, run on the CPU (cuda_on_cpu), hold to the contract that the others hold to."""
+"""CUDA kernels, run on the CPU (cuda_on_cpu), hold to the contract that the others hold to."""
 
 import importlib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from test_structure_loss import LAYOUTS, REDUCTIONS
 
 from sod_ops.backends import Kernels
 
-# The ops, and the options that each is tried with.
+# The losses of heads, and the options that each is tried with.
 OPS: dict[str, list[dict[str, Any]]] = {
     "tversky_loss": [{"alpha": 0.3, "beta": 0.7}],
     "structure_loss": [{"kernel_size": 7}, {"kernel_size": 41}, {"kernel_size": 5, "as_published": True}],
@@ -24,6 +24,7 @@ OPS: dict[str, list[dict[str, Any]]] = {
 }
 # One block to a sample and several; rows in packs and not; a pixel.
 SHAPES = ((2, 1, 40, 48), (3, 1, 19, 21), (1, 1, 65, 64), (1, 1, 1, 1))
+BOXES = ("box_iou_loss", "complete_box_iou")
 # Each is served by the kernels under test.
 CPU = Backend("cpu", "cpu")
 
@@ -31,11 +32,12 @@ CPU = Backend("cpu", "cpu")
 @pytest.fixture(scope="module", autouse=True)
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """In the place of the CPU's."""
-    cuda_on_cpu.build([*OPS, "scale_gradient"], tmp_path_factory.mktemp("cuda_on_cpu"))
+    cuda_on_cpu.build([*OPS, *BOXES, "scale_gradient"], tmp_path_factory.mktemp("cuda_on_cpu"))
     operators = getattr(torch.ops, cuda_on_cpu.NAMESPACE)
     with pytest.MonkeyPatch.context() as patch:
-        for op in OPS:
-            select = importlib.import_module(f"sod_ops.ops.{op}")._loss.select
+        for op in (*OPS, *BOXES):
+            module = importlib.import_module(f"sod_ops.ops.{op}")
+            select = module._loss.select if op in OPS else module._select
             forward, backward = getattr(operators, op).default, getattr(operators, f"{op}_backward").default
             patch.setitem(select._kernels, "cpu", Kernels(forward, backward, check_arguments=True))
             patch.setattr(select, "_chosen", {})
@@ -115,3 +117,36 @@ def test_every_number_is_written_before_it_is_read(op: str) -> None:
         tests.check(CPU, tests.make((3, 1, 37, 29), heads=2))
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("counts", [(1, 1), (37, 53), (3, 2203)], ids=str)
+def test_boxes(counts: tuple[int, int]) -> None:
+    """All pairs, and the losses of as many pairs as one block takes and more."""
+    module_of("complete_box_iou").test_counts_and_dtypes(CPU, torch.float32, counts)
+    tests = module_of("box_iou_loss")
+    boxes = [tests.random_boxes(counts[1], torch.float32, "cpu") for _ in range(2)]
+    for loss in ("generalized_box_iou_loss", "distance_box_iou_loss", "complete_box_iou_loss"):
+        for reduction in REDUCTIONS:
+            tests.check(CPU, loss, *boxes, reduction)
+
+
+@pytest.mark.parametrize("counts", [(0, 5), (5, 0), (0, 0)], ids=str)
+def test_no_boxes(counts: tuple[int, int]) -> None:
+    module_of("complete_box_iou").test_empty(CPU, torch.float32, counts)
+    for reduction in REDUCTIONS:
+        module_of("box_iou_loss").test_empty(CPU, "complete_box_iou_loss", reduction, torch.float32)
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+@pytest.mark.parametrize("value", [-0.25, 1.5, float("nan")])
+def test_what_is_no_probability_makes_its_samples_loss_nan(value: float, as_published: bool) -> None:
+    """On a GPU nobody waits for the device to say so."""
+    tests = module_of("adaptive_pixel_intensity_loss")
+    given = tests.make((2, 1, 37, 19))
+    probabilities = given.heads[0].clone()
+    probabilities[1, 0, 36, 18] = value
+    operator = getattr(torch.ops, cuda_on_cpu.NAMESPACE).adaptive_pixel_intensity_loss.default
+    losses, _ = operator([probabilities], given.mask, as_published, [1.0], 0, False)
+    # As published, a sample's loss has a mean over all samples in it.
+    assert losses.isnan().tolist() == [as_published, True]

@@ -23,6 +23,8 @@
 #define __launch_bounds__(...)
 #define __shared__ static  // blocks run one after the other
 
+using std::isnan;
+
 struct Index {
   unsigned x = 0;
 };
@@ -156,6 +158,7 @@ inline int lane_of(int width) { return static_cast<int>(threadIdx.x) % width; }
 
 }  // namespace cuda_on_cpu
 
+inline float __fdividef(float a, float b) { return a / b; }
 inline void __syncthreads() { cuda_on_cpu::running->wait(cuda_on_cpu::running->all, blockDim.x); }
 
 template <typename T>
