@@ -15,6 +15,8 @@ STABLE_TORCH_LIBRARY(sod_ops, m) {
   m.def("softmax_focal_loss_backward(Tensor grad_output, Tensor inputs, Tensor targets, Tensor? alpha, float scale, float gamma, SymInt ignore_index, SymInt reduction) -> Tensor");
   m.def("squeeze_excite(Tensor x, Tensor? reduce_weight, Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias, SymInt activation, SymInt gate) -> (Tensor, Tensor)");
   m.def("squeeze_excite_backward(Tensor grad_output, Tensor x, Tensor? reduce_weight, Tensor expand_weight, Tensor statistics, SymInt activation, SymInt gate) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("ssim(Tensor x, Tensor y, SymInt window_size, float sigma, SymInt reduction, bool first, bool second) -> (Tensor, Tensor, Tensor)");
+  m.def("ssim_backward(Tensor grad_output, Tensor x, Tensor y, SymInt window_size, float sigma, SymInt reduction, bool first, bool second) -> (Tensor, Tensor)");
   m.def("structure_loss(Tensor[] logits, Tensor mask, SymInt kernel_size, bool as_published, float[] weights, SymInt reduction, bool with_gradient) -> (Tensor, Tensor[])");
   m.def("structure_loss_backward(Tensor grad_output, Tensor[] logits, Tensor mask, SymInt kernel_size, bool as_published, float[] weights, SymInt reduction) -> Tensor[]");
   m.def("tversky_loss(Tensor[] logits, Tensor mask, float alpha, float beta, float smooth, float[] weights, SymInt reduction, bool with_gradient) -> (Tensor, Tensor[])");

@@ -13,6 +13,7 @@ from sod_ops.ops.pyramid_pool import pyramid_pool
 from sod_ops.ops.sigmoid_focal_loss import sigmoid_focal_loss
 from sod_ops.ops.softmax_focal_loss import softmax_focal_loss
 from sod_ops.ops.squeeze_excite import squeeze_excite
+from sod_ops.ops.ssim import ssim
 from sod_ops.ops.structure_loss import structure_loss
 from sod_ops.ops.tversky_loss import dice_loss, iou_loss, tversky_loss
 from sod_ops.patch import patch_losses
@@ -38,6 +39,7 @@ __all__ = [
     "sigmoid_focal_loss",
     "softmax_focal_loss",
     "squeeze_excite",
+    "ssim",
     "structure_loss",
     "tversky_loss",
     "use_backend",
