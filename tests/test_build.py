@@ -80,6 +80,12 @@ for layout in (torch.contiguous_format, torch.channels_last):
         for gamma in (0.0, 1.0, 1.5, 2.0):
             compare(lambda: sod_ops.sigmoid_focal_loss(4 * x, targets, gamma=gamma, reduction="none"), [x])
             compare(lambda: sod_ops.softmax_focal_loss(4 * x, classes, gamma=gamma, reduction="none"), [x])
+    for dtype in (torch.float32, torch.float64):
+        like = {"memory_format": layout}
+        maps = [torch.randn(2, 5, n, n + 2).to(dtype).contiguous(**like).requires_grad_() for n in (37, 18, 5)]
+        weight = torch.randn(35, 15, 3, 3).to(dtype).requires_grad_()
+        for mode in ("bilinear", "nearest"):
+            compare(lambda: sod_ops.pyramid_conv2d(maps[0], maps[1:], weight, mode=mode), [*maps, weight])
 for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
     maps = [torch.rand(2, 1, 45, 37).to(dtype).requires_grad_() for _ in range(2)]
     mask = torch.rand(2, 1, 45, 37) > 0.5

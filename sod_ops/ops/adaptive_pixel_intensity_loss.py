@@ -103,7 +103,7 @@ def _fake_backward(
     return [torch.empty_like(head) for head in probabilities]
 
 
-_loss = HeadsLoss(_OP, reference=reference, forward=_fake_forward, backward=_fake_backward, native=("cpu",))
+_loss = HeadsLoss(_OP, reference=reference, forward=_fake_forward, backward=_fake_backward, native=("cpu", "cuda"))
 
 
 def check_intensity_options(op: str, as_published: object, reduction: object) -> None:

@@ -187,7 +187,9 @@ def _fake_backward(
     return [torch.empty_like(head) for head in logits]
 
 
-_loss = HeadsLoss("tversky_loss", reference=reference, forward=_fake_forward, backward=_fake_backward, native=("cpu",))
+_loss = HeadsLoss(
+    "tversky_loss", reference=reference, forward=_fake_forward, backward=_fake_backward, native=("cpu", "cuda")
+)
 
 
 def check_overlap_options(op: str, reduction: object, **numbers: object) -> None:
