@@ -41,17 +41,13 @@ def published(x: Tensor, y: Tensor) -> Tensor:
     return formula(x, y, partial(F.conv2d, weight=window, padding=window.shape[-1] // 2, groups=channels))
 
 
-def separable(x: Tensor, y: Tensor) -> Tensor:
-    """With a convolution along each axis."""
-    taps, channels = gaussian(x.device), x.shape[1]
+def along_axes(image: Tensor) -> Tensor:
+    """Averages over windows by a convolution along each axis."""
+    taps, channels = gaussian(image.device), image.shape[1]
     half = len(taps) // 2
-
-    def filtered(image: Tensor) -> Tensor:
-        down = taps.view(-1, 1).expand(channels, 1, -1, -1)
-        image = F.conv2d(image, down, padding=(half, 0), groups=channels)
-        return F.conv2d(image, down.transpose(2, 3), padding=(0, half), groups=channels)
-
-    return formula(x, y, filtered)
+    down = taps.view(-1, 1).expand(channels, 1, -1, -1)
+    image = F.conv2d(image, down, padding=(half, 0), groups=channels)
+    return F.conv2d(image, down.transpose(2, 3), padding=(0, half), groups=channels)
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ class Ssim(Case):
         return sod_ops.ssim
 
     def peer(self, *inputs: Tensor) -> Callable[[], Tensor]:
-        return partial(separable, *inputs)
+        return partial(formula, *inputs, along_axes)
 
     def floor_bytes(self, mode: str) -> int:
         return (2 if mode == FORWARD else 4) * torch.Size(self.shape).numel() * 4

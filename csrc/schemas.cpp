@@ -6,6 +6,8 @@ STABLE_TORCH_LIBRARY(sod_ops, m) {
   // clang-format off
   m.def("adaptive_pixel_intensity_loss(Tensor[] probabilities, Tensor mask, bool as_published, float[] weights, SymInt reduction, bool with_gradient) -> (Tensor, Tensor[])");
   m.def("adaptive_pixel_intensity_loss_backward(Tensor grad_output, Tensor[] probabilities, Tensor mask, bool as_published, float[] weights, SymInt reduction) -> Tensor[]");
+  m.def("bce_ssim_iou_loss(Tensor[] probabilities, Tensor mask, float bce_weight, float ssim_weight, float iou_weight, float smooth, SymInt window_size, float sigma, float[] weights, SymInt reduction, bool with_gradient) -> (Tensor, Tensor[])");
+  m.def("bce_ssim_iou_loss_backward(Tensor grad_output, Tensor[] probabilities, Tensor mask, float bce_weight, float ssim_weight, float iou_weight, float smooth, SymInt window_size, float sigma, float[] weights, SymInt reduction) -> Tensor[]");
   m.def("box_filter(Tensor mask, SymInt kernel_size) -> Tensor");
   m.def("box_filter_backward(Tensor grad_output, SymInt kernel_size) -> Tensor");
   m.def("scale_gradient_(Tensor(a0!) gradient, Tensor factor) -> ()");

@@ -5,6 +5,7 @@ from sod_ops._version import __version__
 from sod_ops.accelerate import Report, accelerate, restore
 from sod_ops.backends import available_backends, use_backend
 from sod_ops.ops.adaptive_pixel_intensity_loss import adaptive_pixel_intensity_loss
+from sod_ops.ops.bce_ssim_iou_loss import bce_ssim_iou_loss
 from sod_ops.ops.box_filter import box_filter
 from sod_ops.ops.box_iou_loss import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 from sod_ops.ops.complete_box_iou import complete_box_iou
@@ -24,6 +25,7 @@ __all__ = [
     "accelerate",
     "adaptive_pixel_intensity_loss",
     "available_backends",
+    "bce_ssim_iou_loss",
     "box_filter",
     "complete_box_iou",
     "complete_box_iou_loss",

@@ -72,6 +72,8 @@ class HeadsPass {
     }
   }
 
+  const SourcePlanes<Acc>& head(int64_t head) const { return logits_[static_cast<size_t>(head)]; }
+  const SinkPlanes<Acc>& gradient_of(int64_t head) const { return gradients_[static_cast<size_t>(head)]; }
   double weight(int64_t head) const { return weights_[static_cast<size_t>(head)]; }
   double gradient(int64_t sample) const { return gradient_[static_cast<size_t>(sample)]; }
 
