@@ -221,8 +221,7 @@ def _backward(
     of_x, of_branches = options.channels(x, branches)
     need_x, need_weight, need_bias, *need_branches = needed
     grad_output = _dense(grad_output)
-    grad_weight = torch.empty_like(weight) if need_weight else None
-    grad_x = grad_bias = None
+    grad_x = grad_own = grad_bias = None
     if x is not None and x.shape[1]:
         grad_x, grad_own, grad_bias = torch.ops.aten.convolution_backward(
             grad_output,
@@ -237,12 +236,14 @@ def _backward(
             1,
             [need_x, need_weight, need_bias],
         )
-        if grad_weight is not None:
-            grad_weight[:, of_x] = grad_own
-            del grad_own
     else:
         grad_x = None if x is None else torch.empty_like(x)
         grad_bias = grad_output.sum((0, 2, 3)) if need_bias else None
+    # Not before the convolution's own needs are over: the weight of a head is larger than its maps.
+    grad_weight = torch.empty_like(weight) if need_weight else None
+    if grad_weight is not None and grad_own is not None:
+        grad_weight[:, of_x] = grad_own
+    del grad_own
     grad_branches: list[Tensor | None] = [None] * len(branches)
     if branches and (need_weight or any(need_branches)):
         grad_products = kernels.backward(
