@@ -79,7 +79,7 @@ class Ssim(Case):
         return sod_ops.ssim
 
     def peer(self, *inputs: Tensor) -> Callable[[], Tensor]:
-        return partial(formula, *inputs, along_axes)
+        return partial(formula, inputs[0], inputs[1], along_axes)
 
     def floor_bytes(self, mode: str) -> int:
         return (2 if mode == FORWARD else 4) * torch.Size(self.shape).numel() * 4

@@ -22,6 +22,7 @@ from sod_ops.triton.focal_loss import double
 
 # The maps, and in the same order the index's derivatives by their averages: x, x^2 + y^2, x y, y.
 _MAPS = 4
+_TILE = 512  # pixels, four to a thread: of eight, with an average of four maps each, float64 would be spilled
 _WORKSPACE = 2**22  # numbers: 16 MB in float32; a single plane may need more
 
 FIRST_STEPS = ("x_n_step", "x_c_step", "x_h_step", "x_w_step")
@@ -203,7 +204,7 @@ class Similarity:
     def __init__(self, x: Tensor, window_size: int, sigma: float, dtype: torch.dtype, *, derivatives: int) -> None:
         """``derivatives``: 0, 3 for those by x, 4 for those by y too."""
         samples, self._channels, self._height, self._width = x.shape
-        tiles = Tiles(self._height, self._width)
+        tiles = Tiles(self._height, self._width, _TILE)
         self.per_plane, self.constants = tiles.per_sample, tiles.constants
         self._count, pixels = samples * self._channels, self._height * self._width
         self._group = min(self._count, max(1, _WORKSPACE // ((_MAPS + derivatives) * pixels)))
