@@ -90,9 +90,12 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
     maps = [torch.rand(2, 1, 45, 37).to(dtype).requires_grad_() for _ in range(2)]
     mask = torch.rand(2, 1, 45, 37) > 0.5
     compare(lambda: sod_ops.box_filter(maps[0], 15), maps[:1])
+    # Maps of which one is like the other: with nothing in common, the similarity would be what is left of a difference.
+    compare(lambda: sod_ops.ssim(maps[0], (maps[0] + maps[1]) / 2, reduction="none"), maps)
+    chances = [m.detach().clamp(0.1, 0.9).requires_grad_() for m in maps]
+    compare(lambda: sod_ops.bce_ssim_iou_loss(chances, mask.float(), reduction="none"), chances)
     for published in (False, True):
         compare(lambda: sod_ops.structure_loss(maps, mask.float(), as_published=published, reduction="none"), maps)
-        chances = [m.detach().clamp(0.1, 0.9).requires_grad_() for m in maps]
         options = {"as_published": published, "reduction": "none"}
         compare(lambda: sod_ops.adaptive_pixel_intensity_loss(chances, mask.float(), **options), chances)
     compare(lambda: sod_ops.tversky_loss(maps, mask.float(), reduction="none"), maps)

@@ -1,6 +1,5 @@
 """The losses of overlap on logits, IoU, Dice and Tversky: the public functions and their checks."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -195,6 +194,5 @@ _loss = HeadsLoss(
 def check_overlap_options(op: str, reduction: object, **numbers: object) -> None:
     """ValueError or TypeError for what neither the functions nor their modules take."""
     for argument, value in numbers.items():
-        if not 0 <= _checks.check_number(op, argument, value) < math.inf:
-            _checks.bad_value(op, argument, "finite and 0 or more", value)
+        _checks.check_not_negative(op, argument, value)
     _checks.check_choice(op, "reduction", reduction, REDUCTIONS)
