@@ -3,6 +3,7 @@
 from sod_ops.nn.adaptive_pixel_intensity_loss import AdaptivePixelIntensityLoss
 from sod_ops.nn.box_iou_loss import CompleteBoxIoULoss, DistanceBoxIoULoss, GeneralizedBoxIoULoss
 from sod_ops.nn.focal_loss import SigmoidFocalLoss, SoftmaxFocalLoss
+from sod_ops.nn.pyramid import PyramidPooling, PyramidPoolingHead
 from sod_ops.nn.squeeze_excite import SqueezeExcitation
 from sod_ops.nn.structure_loss import StructureLoss
 from sod_ops.nn.tversky_loss import DiceLoss, IoULoss, TverskyLoss
@@ -14,6 +15,8 @@ __all__ = [
     "DistanceBoxIoULoss",
     "GeneralizedBoxIoULoss",
     "IoULoss",
+    "PyramidPooling",
+    "PyramidPoolingHead",
     "SigmoidFocalLoss",
     "SoftmaxFocalLoss",
     "SqueezeExcitation",
