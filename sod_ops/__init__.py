@@ -11,6 +11,7 @@ from sod_ops.ops.box_iou_loss import complete_box_iou_loss, distance_box_iou_los
 from sod_ops.ops.complete_box_iou import complete_box_iou
 from sod_ops.ops.pyramid_conv2d import pyramid_conv2d
 from sod_ops.ops.pyramid_pool import pyramid_pool
+from sod_ops.ops.pyramid_upsample_concat import pyramid_upsample_concat
 from sod_ops.ops.sigmoid_focal_loss import sigmoid_focal_loss
 from sod_ops.ops.softmax_focal_loss import softmax_focal_loss
 from sod_ops.ops.squeeze_excite import squeeze_excite
@@ -37,6 +38,7 @@ __all__ = [
     "patch_losses",
     "pyramid_conv2d",
     "pyramid_pool",
+    "pyramid_upsample_concat",
     "restore",
     "sigmoid_focal_loss",
     "softmax_focal_loss",

@@ -67,6 +67,12 @@ def pyramid_conv2d(dtype: torch.dtype, device: str) -> Call:
     )
 
 
+def pyramid_upsample_concat(dtype: torch.dtype, device: str) -> Call:
+    shapes = ((4, 64, 33, 40), (4, 16, 1, 1), (4, 16, 6, 6))
+    inputs = tuple(torch.randn(shape, device=device).to(dtype).requires_grad_() for shape in shapes)
+    return Call(lambda x, *branches: sod_ops.pyramid_upsample_concat(x, branches), inputs)
+
+
 def box_filter(dtype: torch.dtype, device: str) -> Call:
     mask = torch.rand(4, 1, 96, 80, device=device).to(dtype).requires_grad_()
     return Call(partial(sod_ops.box_filter, kernel_size=31), (mask,))
@@ -106,6 +112,7 @@ CALLS = {
     "sigmoid_focal_loss": sigmoid_focal_loss,
     "softmax_focal_loss": softmax_focal_loss,
     "pyramid_pool": pyramid_pool,
+    "pyramid_upsample_concat": pyramid_upsample_concat,
     "box_filter": box_filter,
     "bce_ssim_iou_loss": bce_ssim_iou_loss,
     "ssim": ssim,

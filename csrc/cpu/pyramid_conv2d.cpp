@@ -8,6 +8,7 @@
 #include "../dtype.h"
 #include "../stable.h"
 #include "empty.h"
+#include "interpolation_axis.h"
 #include "maps.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -30,21 +31,13 @@ class Interpolation {
   Interpolation(const std::vector<int64_t>& heights, const std::vector<int64_t>& widths, int64_t height, int64_t width,
                 bool align_corners, bool nearest) {
     for (size_t b = 0; b < heights.size(); ++b) {
-      rows.push_back(axis(heights[b], height, align_corners, nearest));
-      columns.push_back(axis(widths[b], width, align_corners, nearest));
+      rows.push_back(interpolation_axis<A>(heights[b], height, align_corners, nearest));
+      columns.push_back(interpolation_axis<A>(widths[b], width, align_corners, nearest));
     }
   }
 
   std::vector<std::vector<math::Tap<A>>> rows;
   std::vector<std::vector<math::Tap<A>>> columns;
-
- private:
-  static std::vector<math::Tap<A>> axis(int64_t from, int64_t to, bool align_corners, bool nearest) {
-    std::vector<math::Tap<A>> taps;
-    taps.reserve(to);
-    for (int64_t i = 0; i < to; ++i) taps.push_back(math::interpolation_tap<A>(i, from, to, align_corners, nearest));
-    return taps;
-  }
 };
 
 // The call's pieces: blocks of channels of a sample, as wide as leaves every thread some.

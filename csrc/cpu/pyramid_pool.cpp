@@ -19,6 +19,9 @@ using torch::stable::Tensor;
 
 constexpr auto kOp = "pyramid_pool";
 
+// Numbers beyond the end of a line that are read with its last register.
+constexpr int64_t kLineEnd = 32;
+
 // Channels whose means one task takes.
 constexpr int64_t kMeansBlock = 128;
 
@@ -139,7 +142,7 @@ void spread_planar(const Geometry& g, const std::vector<const T*>& grads, T* gra
   const int64_t tasks = g.samples * g.blocks(), parts = g.parts(tasks), rows = grid.rows.cells;
   parallel_tasks(tasks * parts, kPlanarChannels * g.pixels() / parts, [&](int64_t begin, int64_t end) {
     auto shares = scratch<Acc<T>>(g.tables.all_bins * kPlanarChannels);
-    auto memory = scratch<Acc<T>>(rows * grid.columns.cells * kPlanarChannels + g.width);
+    auto memory = scratch<Acc<T>>(rows * grid.columns.cells * kPlanarChannels + g.width + kLineEnd);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i / parts / g.blocks(), block = i / parts % g.blocks(), part = i % parts;
       const int64_t plane = n * g.channels + block * kPlanarChannels;

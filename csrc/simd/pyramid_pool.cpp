@@ -243,17 +243,26 @@ void cell_gradients(const CellGrid& grid, const PyramidLevel* levels, int64_t le
 template <typename T, bool kStream>
 void expand_planar(const CellGrid& grid, const Accumulator<T>* cells,
                    const typename PyramidPoolKernels<T>::Index* index, Span rows, T* line, T* to, int64_t step) {
-  const int64_t width = grid.width();
-  for (int64_t c = 0; c < grid.channels; ++c) {
-    RunWriter<T, kStream> writer(to + c * step);
-    for (int64_t i = rows.first; i < rows.last; ++i) {
-      const Accumulator<T>* row = cells + (i - rows.first) * grid.columns.cells * kPlanarChannels + c;
-      for_each_piece<T>(width,
-                        [&](int64_t w, auto count) { simd::gather<T>(row, index + w, count).store(line + w, count); });
-      for (int64_t r = grid.rows.edges[i]; r < grid.rows.edges[i + 1]; ++r) writer.append(line, width);
+  const int64_t width = grid.width(), length = (grid.rows.edges[rows.last] - grid.rows.edges[rows.first]) * width;
+  const auto write = [&](int64_t first, int64_t last) {
+    RunWriter<T, kStream> writer(to + first * step);
+    int64_t rest = (last - first) * length;
+    for (int64_t c = first; c < last; ++c) {
+      for (int64_t i = rows.first; i < rows.last; ++i) {
+        const Accumulator<T>* row = cells + (i - rows.first) * grid.columns.cells * kPlanarChannels + c;
+        for_each_piece<T>(
+            width, [&](int64_t w, auto count) { simd::gather<T>(row, index + w, count).store(line + w, count); });
+        for (int64_t r = grid.rows.edges[i]; r < grid.rows.edges[i + 1]; ++r) {
+          rest -= width;
+          writer.write_whole(
+              width, rest, [&](int64_t begin, int64_t count, T* place) { simd::copy_run(line + begin, place, count); });
+        }
+      }
     }
     writer.finish();
-  }
+  };
+  if (step == length) return write(0, grid.channels);  // the planes are one run of memory
+  for (int64_t c = 0; c < grid.channels; ++c) write(c, c + 1);
 }
 
 template <typename T, bool kStream>

@@ -43,6 +43,16 @@ class RunWriter {
     }
   }
 
+  // The same in whole registers, which spares the last of each piece its mask: count is rounded up to them where what
+  // lies behind the piece is still to be written, `rest` elements of the run after these n.
+  template <typename Piece>
+  void write_whole(int64_t n, int64_t rest, const Piece& piece) {
+    write(n, [&](int64_t begin, int64_t count, T* place) {
+      const bool whole = kStream || rest >= kSize;
+      piece(begin, whole ? (count + kSize - 1) / kSize * kSize : count, place);
+    });
+  }
+
   void append(const T* from, int64_t n) {
     if constexpr (kStream) {
       if (fill_ == 0) {
@@ -87,7 +97,7 @@ class RunWriter {
   T* to_;
   int64_t start_ = 0;  // elements before the run's first in its register
   int64_t fill_ = 0;
-  alignas(64) T buffer_[kStream ? kCapacity : 1];
+  alignas(64) T buffer_[kStream ? kCapacity + kSize : 1];
 };
 
 }  // namespace CPU_CAPABILITY

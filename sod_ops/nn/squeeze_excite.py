@@ -8,13 +8,6 @@ from sod_ops.ops.squeeze_excite import squeeze_excite
 from sod_ops.reference.squeeze_excite import ACTIVATIONS, GATES
 
 
-def _check_count(argument: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        _checks.bad_type("SqueezeExcitation", argument, "an integer", f"{value!r} ({type(value).__name__})")
-    if value < 1:
-        _checks.bad_value("SqueezeExcitation", argument, "at least 1", value)
-
-
 class SqueezeExcitation(torch.nn.Module):
     """Squeeze-and-excitation: every channel scaled by a gate computed from all channels' means.
 
@@ -57,7 +50,7 @@ class SqueezeExcitation(torch.nn.Module):
     ) -> None:
         super().__init__()
         for argument, value in (("channels", channels), ("reduced_channels", reduced_channels)):
-            _check_count(argument, value)
+            _checks.check_count("SqueezeExcitation", argument, value)
         _checks.check_choice("SqueezeExcitation", "activation", activation, ACTIVATIONS)
         _checks.check_choice("SqueezeExcitation", "gate", gate, GATES)
         self.activation = activation

@@ -65,6 +65,14 @@ def check_bool(op: str, argument: str, value: object) -> None:
         bad_type(op, argument, "a bool", f"{value!r} ({type(value).__name__})")
 
 
+def check_count(op: str, argument: str, value: Any) -> None:
+    """ValueError (TypeError for what is not an integer) unless ``value`` is at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        bad_type(op, argument, "an integer", f"{value!r} ({type(value).__name__})")
+    if value < 1:
+        bad_value(op, argument, "at least 1", value)
+
+
 def check_number(op: str, argument: str, value: Any) -> float:
     """``value`` as a float; TypeError for what is not a real number (a tensor's value would have to be read back)."""
     if isinstance(value, float):

@@ -39,3 +39,23 @@ def weight_on(index, position, FROM, TO, ALIGN_CORNERS: tl.constexpr, NEAREST: t
     index0, index1, weight = source_of(position, FROM, TO, ALIGN_CORNERS, NEAREST, dtype)
     on = tl.where(index0 == index, 1.0 - weight, 0.0) + tl.where(index1 == index, weight, 0.0)
     return tl.where((position >= 0) & (position < TO), on, 0.0)
+
+
+@triton.jit
+def reads(index, position, FROM, TO, ALIGN_CORNERS: tl.constexpr, NEAREST: tl.constexpr, dtype: tl.constexpr):
+    """Whether ``position`` reads ``index``, be it with weight 0: what is not finite there reaches it all the same."""
+    index0, index1, _ = source_of(position, FROM, TO, ALIGN_CORNERS, NEAREST, dtype)
+    return (index0 == index) | (index1 == index)
+
+
+@triton.jit
+def readers(index, FROM, TO):
+    """A range of positions among TO that holds all that read ``index`` among FROM, in every mode."""
+    # A position reads within one of its exact source, which two conventions put at most one apart; twice that, for
+    # rounding.
+    scale = TO.to(tl.float32) / FROM.to(tl.float32)
+    corners = (TO - 1).to(tl.float32) / tl.maximum((FROM - 1).to(tl.float32), 1.0)
+    low = tl.minimum(scale, corners) * (index - 1).to(tl.float32) - scale - 1.0
+    high = tl.maximum(scale, corners) * (index + 1).to(tl.float32) + scale + 2.0
+    last = index == FROM - 1  # which the positions beyond it read as well
+    return tl.maximum(low.to(tl.int32), 0), tl.where(last | (FROM == 1), TO, tl.minimum(high.to(tl.int32) + 1, TO))

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sod_ops.triton._planes import aligned, device_guard, power_of_two
-from sod_ops.triton.interpolation import source_of, weight_on
+from sod_ops.triton.interpolation import readers, source_of, weight_on
 
 _BRANCHES = 4  # in one launch
 _BLOCK_C = 64
@@ -175,7 +175,7 @@ def columns_gradient_kernel(
     from_row = grad + line // height * sample_step + line % height * row_step
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     known = channel < channels
-    begin, end = _readers(v, w, width)
+    begin, end = readers(v, w, width)
     sum0 = tl.zeros([BLOCK_C], dtype=dtype)
     sum1 = sum0
     sum2 = sum0
@@ -225,7 +225,7 @@ def rows_gradient_kernel(
     known = channel < channels
     row_step = w.to(tl.int64) * KERNEL * channels
     from_column = partial + sample * height * row_step + (v * KERNEL + kx) * channels
-    begin, end = _readers(u, h, height)
+    begin, end = readers(u, h, height)
     sum0 = tl.zeros([BLOCK_C], dtype=dtype)
     sum1 = sum0
     sum2 = sum0
@@ -245,19 +245,6 @@ def rows_gradient_kernel(
     if KERNEL == 3:
         tl.store(to + 3 * channels, sum1, mask=known)
         tl.store(to + 6 * channels, sum2, mask=known)
-
-
-@triton.jit
-def _readers(index, FROM, TO):
-    """A range of positions among TO that holds all that read ``index`` among FROM, in every mode."""
-    # A position reads within one of its exact source, which two conventions put at most one apart; twice that, for
-    # rounding.
-    scale = TO.to(tl.float32) / FROM.to(tl.float32)
-    corners = (TO - 1).to(tl.float32) / tl.maximum((FROM - 1).to(tl.float32), 1.0)
-    low = tl.minimum(scale, corners) * (index - 1).to(tl.float32) - scale - 1.0
-    high = tl.maximum(scale, corners) * (index + 1).to(tl.float32) + scale + 2.0
-    last = index == FROM - 1  # which the positions beyond it read as well
-    return tl.maximum(low.to(tl.int32), 0), tl.where(last | (FROM == 1), TO, tl.minimum(high.to(tl.int32) + 1, TO))
 
 
 def pyramid_conv2d(y: Tensor, products: Sequence[Tensor], align_corners: bool, nearest: bool) -> Tensor:
