@@ -4,9 +4,12 @@
 # Both make the environment .venv first. PYTHON=python3.12 makes it from another interpreter. ENV=/path/to/python uses an
 # environment that is already there, with its own torch, and installs nothing: it also works offline.
 
+# make test WORKERS= runs the tests in one process.
+
 PYTHON ?= python3
 TORCH ?= 2.13.0
 ENV ?=
+WORKERS ?= -n logical --dist worksteal
 
 ifeq ($(ENV),)
 PY := .venv/bin/python
@@ -24,8 +27,9 @@ export PYTHONPATH := $(CURDIR)
 run: build
 	$(PY) -m sod_ops accelerate $(or $(MODELS),timm:seresnet50 timm:efficientnet_b0 timm:mobilenetv3_large_100 torchvision:regnet_y_400mf)
 
+# Threads that wait sleep: the cores have other workers' tests to run.
 test: build
-	$(PY) -m pytest $(ARGS)
+	OMP_WAIT_POLICY=passive $(PY) -m pytest $(WORKERS) $(ARGS)
 
 bench: build
 	$(PY) -m pytest benchmarks $(ARGS)

@@ -1,7 +1,6 @@
 // What the losses of several heads against one mask have in common on every device: checks, weights and results.
 #pragma once
 
-#include <string>
 #include <vector>
 
 #include "loss.h"
@@ -10,22 +9,18 @@ namespace sod_ops {
 
 // A call of one of their operators, checked. The public functions call the operators before they look at their
 // arguments, and have better messages for what is refused here.
-struct HeadsCall {
-  std::string op;
+struct HeadsCall : SamplesCall {
   const std::vector<torch::stable::Tensor>& heads;  // [B, 1, H, W] each
   const torch::stable::Tensor& mask;
   const std::vector<double>& weights;  // one for each head
-  Reduction reduction;
-  torch::headeronly::ScalarType dtype;  // of the loss
-  int64_t samples, height, width;
+  int64_t height, width;
 
   HeadsCall(const char* name, const char* argument, const std::vector<torch::stable::Tensor>& tensors,
             const torch::stable::Tensor& target, const std::vector<double>& head_weights, int64_t reduction_index)
-      : op(name),
+      : SamplesCall{name, target, check_reduction(name, reduction_index), {}, 0},
         heads(tensors),
         mask(target),
-        weights(head_weights),
-        reduction(check_reduction(name, reduction_index)) {
+        weights(head_weights) {
     STD_TORCH_CHECK(!heads.empty() && heads.size() == weights.size(), op,
                     ": there must be a head and a weight for each");
     STD_TORCH_CHECK(is_readable(mask.scalar_type()), op,
@@ -43,21 +38,7 @@ struct HeadsCall {
     width = mask.size(3);
   }
 
-  void check_grad_output(const torch::stable::Tensor& grad_output) const {
-    STD_TORCH_CHECK(same_device(mask, grad_output) && grad_output.scalar_type() == dtype &&
-                        (reduces() ? grad_output.dim() == 0 : grad_output.dim() == 1 && grad_output.size(0) == samples),
-                    op, "_backward: grad_output must have the shape, dtype and device of the loss");
-  }
-
-  bool reduces() const { return reduction != Reduction::none; }
   double pixels() const { return static_cast<double>(height) * static_cast<double>(width); }
-
-  // What every sample's loss is multiplied with before it is added up. The mean of nothing is infinity times 0: NaN.
-  double factor() const { return reduction == Reduction::mean ? 1.0 / static_cast<double>(samples) : 1.0; }
-
-  torch::stable::Tensor empty_loss() const {
-    return reduces() ? torch::stable::new_empty(mask, {}, dtype) : torch::stable::new_empty(mask, {samples}, dtype);
-  }
 
   std::vector<torch::stable::Tensor> empty_gradients(bool wanted) const {
     std::vector<torch::stable::Tensor> gradients;

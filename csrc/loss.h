@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <string>
 
 #include "dtype.h"
 #include "rows.h"
@@ -46,6 +47,30 @@ inline bool same_shape(const torch::stable::Tensor& a, const torch::stable::Tens
 inline bool same_device(const torch::stable::Tensor& a, const torch::stable::Tensor& b) {
   return a.is_cuda() == b.is_cuda() && a.is_cpu() == b.is_cpu() && a.get_device_index() == b.get_device_index();
 }
+
+// A call of an operator whose loss is a number for every sample of a batch, reduced.
+struct SamplesCall {
+  std::string op;
+  const torch::stable::Tensor& like;  // of the result's device
+  Reduction reduction;
+  torch::headeronly::ScalarType dtype;  // of the result
+  int64_t samples;
+
+  void check_grad_output(const torch::stable::Tensor& grad_output) const {
+    STD_TORCH_CHECK(same_device(like, grad_output) && grad_output.scalar_type() == dtype &&
+                        (reduces() ? grad_output.dim() == 0 : grad_output.dim() == 1 && grad_output.size(0) == samples),
+                    op, "_backward: grad_output must have the shape, dtype and device of the loss");
+  }
+
+  bool reduces() const { return reduction != Reduction::none; }
+
+  // What every sample's loss is multiplied with before it is added up. The mean of nothing is infinity times 0: NaN.
+  double factor() const { return reduction == Reduction::mean ? 1.0 / static_cast<double>(samples) : 1.0; }
+
+  torch::stable::Tensor empty_loss() const {
+    return reduces() ? torch::stable::new_empty(like, {}, dtype) : torch::stable::new_empty(like, {samples}, dtype);
+  }
+};
 
 // How tensors of one shape are walked together, in the memory order of the first.
 template <typename... Tensors>

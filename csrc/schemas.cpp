@@ -6,6 +6,8 @@ STABLE_TORCH_LIBRARY(sod_ops, m) {
   // clang-format off
   m.def("adaptive_pixel_intensity_loss(Tensor[] probabilities, Tensor mask, bool as_published, float[] weights, SymInt reduction, bool with_gradient) -> (Tensor, Tensor[])");
   m.def("adaptive_pixel_intensity_loss_backward(Tensor grad_output, Tensor[] probabilities, Tensor mask, bool as_published, float[] weights, SymInt reduction) -> Tensor[]");
+  m.def("bce_ssim_iou_loss(Tensor[] probabilities, Tensor mask, float bce_weight, float ssim_weight, float iou_weight, float smooth, SymInt window_size, float sigma, float[] weights, SymInt reduction, bool with_gradient) -> (Tensor, Tensor[])");
+  m.def("bce_ssim_iou_loss_backward(Tensor grad_output, Tensor[] probabilities, Tensor mask, float bce_weight, float ssim_weight, float iou_weight, float smooth, SymInt window_size, float sigma, float[] weights, SymInt reduction) -> Tensor[]");
   m.def("box_filter(Tensor mask, SymInt kernel_size) -> Tensor");
   m.def("box_filter_backward(Tensor grad_output, SymInt kernel_size) -> Tensor");
   m.def("scale_gradient_(Tensor(a0!) gradient, Tensor factor) -> ()");
@@ -15,6 +17,8 @@ STABLE_TORCH_LIBRARY(sod_ops, m) {
   m.def("softmax_focal_loss_backward(Tensor grad_output, Tensor inputs, Tensor targets, Tensor? alpha, float scale, float gamma, SymInt ignore_index, SymInt reduction) -> Tensor");
   m.def("squeeze_excite(Tensor x, Tensor? reduce_weight, Tensor? reduce_bias, Tensor expand_weight, Tensor? expand_bias, SymInt activation, SymInt gate) -> (Tensor, Tensor)");
   m.def("squeeze_excite_backward(Tensor grad_output, Tensor x, Tensor? reduce_weight, Tensor expand_weight, Tensor statistics, SymInt activation, SymInt gate) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("ssim(Tensor x, Tensor y, SymInt window_size, float sigma, SymInt reduction, bool first, bool second) -> (Tensor, Tensor, Tensor)");
+  m.def("ssim_backward(Tensor grad_output, Tensor x, Tensor y, SymInt window_size, float sigma, SymInt reduction, bool first, bool second) -> (Tensor, Tensor)");
   m.def("structure_loss(Tensor[] logits, Tensor mask, SymInt kernel_size, bool as_published, float[] weights, SymInt reduction, bool with_gradient) -> (Tensor, Tensor[])");
   m.def("structure_loss_backward(Tensor grad_output, Tensor[] logits, Tensor mask, SymInt kernel_size, bool as_published, float[] weights, SymInt reduction) -> Tensor[]");
   m.def("tversky_loss(Tensor[] logits, Tensor mask, float alpha, float beta, float smooth, float[] weights, SymInt reduction, bool with_gradient) -> (Tensor, Tensor[])");

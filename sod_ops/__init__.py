@@ -5,6 +5,7 @@ from sod_ops._version import __version__
 from sod_ops.accelerate import Report, accelerate, restore
 from sod_ops.backends import available_backends, use_backend
 from sod_ops.ops.adaptive_pixel_intensity_loss import adaptive_pixel_intensity_loss
+from sod_ops.ops.bce_ssim_iou_loss import bce_ssim_iou_loss
 from sod_ops.ops.box_filter import box_filter
 from sod_ops.ops.box_iou_loss import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 from sod_ops.ops.complete_box_iou import complete_box_iou
@@ -14,6 +15,7 @@ from sod_ops.ops.pyramid_upsample_concat import pyramid_upsample_concat
 from sod_ops.ops.sigmoid_focal_loss import sigmoid_focal_loss
 from sod_ops.ops.softmax_focal_loss import softmax_focal_loss
 from sod_ops.ops.squeeze_excite import squeeze_excite
+from sod_ops.ops.ssim import ssim
 from sod_ops.ops.structure_loss import structure_loss
 from sod_ops.ops.tversky_loss import dice_loss, iou_loss, tversky_loss
 from sod_ops.patch import patch_losses
@@ -24,6 +26,7 @@ __all__ = [
     "accelerate",
     "adaptive_pixel_intensity_loss",
     "available_backends",
+    "bce_ssim_iou_loss",
     "box_filter",
     "complete_box_iou",
     "complete_box_iou_loss",
@@ -40,6 +43,7 @@ __all__ = [
     "sigmoid_focal_loss",
     "softmax_focal_loss",
     "squeeze_excite",
+    "ssim",
     "structure_loss",
     "tversky_loss",
     "use_backend",

@@ -1,13 +1,16 @@
 """Models whose heads convolve upsampled maps, accelerated: outputs, gradients, training, and calls left alone."""
 
 import copy
+import pickle
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from accelerate_cases import MODEL_TOLERANCE, assert_as_accurate, assert_same, output_and_gradients, smp
+from accelerate_cases import MODEL_TOLERANCE, assert_as_accurate, assert_same, output_and_gradients, peer_class, smp
 from torch import Tensor, nn
 
 import sod_ops
@@ -15,29 +18,102 @@ import sod_ops
 # With statistics of its own, as one value alone has none.
 _INSTANCE_NORM = {"type": "instancenorm", "affine": True, "track_running_stats": True}
 
-# Each with the classes that are swapped in it.
+# mmseg and mmcv need not be installed: stand-ins under their import paths are.
+sys.path.append(str(Path(__file__).parent / "stand_ins"))
+
+WIDTHS = (8, 12, 16, 24)
+
+
+class OnLevels(nn.Module):
+    """A head on the levels of a small encoder."""
+
+    def __init__(self, head: nn.Module, widths: Sequence[int] = WIDTHS) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleList(
+            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip((3, *widths), widths, strict=False)
+        )
+        self.decoder = head
+
+    def forward(self, x: Tensor) -> Tensor:
+        levels = []
+        for stage in self.encoder:
+            x = stage(x)
+            levels.append(x)
+        return self.decoder(levels)
+
+
+class Logits(nn.Module):
+    """The logits of a model of transformers, without their upsampling."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.decode_head(self.model.backbone(x).feature_maps)
+
+
+def transformers_upernet() -> nn.Module:
+    models = "transformers.models."
+    backbone = peer_class(f"{models}convnext.configuration_convnext.ConvNextConfig")(
+        depths=[1, 1, 1, 1], hidden_sizes=list(WIDTHS), out_features=["stage1", "stage2", "stage3", "stage4"]
+    )
+    config = peer_class(f"{models}upernet.configuration_upernet.UperNetConfig")(
+        backbone_config=backbone, hidden_size=16, use_auxiliary_head=False, num_labels=3
+    )
+    return Logits(peer_class(f"{models}upernet.modeling_upernet.UperNetForSemanticSegmentation")(config))
+
+
+def transformers_head(name: str) -> nn.Module:
+    """BEiT's head, all levels of which are as wide as the model."""
+    config = peer_class(f"transformers.models.{name.format('configuration')}Config")(hidden_size=16, num_labels=2)
+    return OnLevels(peer_class(f"transformers.models.{name.format('modeling')}UperHead")(config), [16] * 4)
+
+
+def mmseg(name: str, *args: Any, **kwargs: Any) -> nn.Module:
+    """A head of the stand-ins."""
+    return OnLevels(peer_class(f"mmseg.models.decode_heads.{name}")(*args, **kwargs))
+
+
+class Case(NamedTuple):
+    build: Callable[[], nn.Module]
+    swapped: list[str]
+    size: tuple[int, int] = (160, 96)  # of the image: the coarsest map is 5 x 3, of which few bins divide a side
+    calls: int = 2  # of the fused convolution
+
+
+UPERNET = ["UPerNetDecoder", "PSPModule"]
+SMALL = {"encoder_weights": None}
 MODELS = {
-    "UPerNet": (
-        lambda: smp.UPerNet("resnet18", encoder_weights=None, decoder_channels=32),
-        ["UPerNetDecoder", "PSPModule"],
+    "UPerNet": Case(lambda: smp.UPerNet("resnet18", decoder_channels=32, **SMALL), UPERNET),
+    "UPerNet-instance-norm": Case(
+        lambda: smp.UPerNet("resnet18", decoder_channels=32, decoder_use_norm=_INSTANCE_NORM, **SMALL), UPERNET
     ),
-    "PSPNet": (lambda: smp.PSPNet("resnet18", encoder_weights=None, psp_out_channels=64), ["PSPDecoder"]),
-    "PSPNet-no-norm": (
-        lambda: smp.PSPNet("resnet18", encoder_weights=None, psp_out_channels=64, decoder_use_norm=False),
+    "PSPNet": Case(lambda: smp.PSPNet("resnet18", psp_out_channels=64, **SMALL), ["PSPDecoder"], (72, 56), 1),
+    "PSPNet-no-norm": Case(
+        lambda: smp.PSPNet("resnet18", psp_out_channels=64, decoder_use_norm=False, **SMALL),
         ["PSPDecoder"],
+        (72, 56),
+        1,
     ),
-    "UPerNet-instance-norm": (
-        lambda: smp.UPerNet(
-            "resnet18",
-            encoder_weights=None,
-            decoder_channels=32,
-            decoder_use_norm=_INSTANCE_NORM,
-        ),
-        ["UPerNetDecoder", "PSPModule"],
+    "transformers-UPerNet": Case(transformers_upernet, ["UperNetHead", "UperNetPyramidPoolingModule"]),
+    "transformers-BEiT": Case(
+        partial(transformers_head, "beit.{}_beit.Beit"), ["BeitUperHead", "BeitPyramidPoolingModule"], (80, 48)
     ),
+    "transformers-Data2Vec": Case(
+        partial(transformers_head, "data2vec.{}_data2vec_vision.Data2VecVision"),
+        ["Data2VecVisionUperHead", "Data2VecVisionPyramidPoolingModule"],
+        (80, 48),
+    ),
+    "mmseg-PSPHead": Case(partial(mmseg, "psp_head.PSPHead", WIDTHS[-1], 8), ["PSPHead", "PPM"], (80, 48), 1),
+    "mmseg-PSPHead-no-norm": Case(
+        partial(mmseg, "psp_head.PSPHead", WIDTHS[-1], 8, align_corners=True, norm=False),
+        ["PSPHead", "PPM"],
+        (80, 48),
+        1,
+    ),
+    "mmseg-UPerHead": Case(partial(mmseg, "uper_head.UPerHead", WIDTHS, 8), ["UPerHead", "PPM"], (80, 48)),
 }
-# The coarsest map is 5 x 3, of which few bins divide a side; 9 x 7 for PSPNet, which stops at an eighth.
-SIZES = {"UPerNet": (160, 96), "PSPNet": (72, 56)}
 
 
 @pytest.fixture(params=MODELS)
@@ -47,8 +123,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 def build(name: str, batch: int = 2) -> tuple[nn.Module, Tensor]:
     """The model in evaluation mode, where batch norm has statistics of its own, and an input."""
-    model = MODELS[name][0]().eval()
-    return model, torch.randn(batch, 3, *SIZES[name.partition("-")[0]])
+    model = MODELS[name].build().eval()
+    return model, torch.randn(batch, 3, *MODELS[name].size)
 
 
 def swapped(model: nn.Module) -> list[str]:
@@ -73,10 +149,10 @@ def test_output_and_gradients(name: str, fused_calls: list[Any]) -> None:
     exact = output_and_gradients(copy.deepcopy(model).double(), x.double())
     plain = output_and_gradients(model, x)
     keys = list(model.state_dict())
-    assert swapped(model) == MODELS[name][1]
+    assert swapped(model) == MODELS[name].swapped
     assert list(model.state_dict()) == keys
     assert_as_accurate(output_and_gradients(model, x), plain, exact, ["output"])
-    assert len(fused_calls) == len(MODELS[name][1])
+    assert len(fused_calls) == MODELS[name].calls
     assert_same(output_and_gradients(model.double(), x.double()), exact, MODEL_TOLERANCE)
 
 
@@ -85,7 +161,7 @@ def test_restore_gives_the_original_back(name: str, fused_calls: list[Any]) -> N
     with torch.no_grad():
         before = model(x)
         sod_ops.accelerate(model)
-        assert sod_ops.restore(model) == len(MODELS[name][1])
+        assert sod_ops.restore(model) == len(MODELS[name].swapped)
         assert torch.equal(model(x), before)
     assert not fused_calls
 
@@ -93,10 +169,10 @@ def test_restore_gives_the_original_back(name: str, fused_calls: list[Any]) -> N
 def test_example_inputs_prove_the_swaps(name: str) -> None:
     model, x = build(name)
     report = sod_ops.accelerate(model, x)
-    assert [kind for _, kind in report.swapped] == MODELS[name][1], report
+    assert [kind for _, kind in report.swapped] == MODELS[name].swapped, report
 
 
-@pytest.mark.parametrize("name", ["UPerNet", "PSPNet"])
+@pytest.mark.parametrize("name", ["UPerNet", "PSPNet", "transformers-UPerNet"])
 def test_training_follows_the_same_losses(name: str, fused_calls: list[Any]) -> None:
     """20 steps with batch norm in training mode, in float64, where what differs is rounding and not its growth."""
     model, x = build(name)
@@ -141,7 +217,7 @@ def test_autocast_and_channels_last(name: str, fused_calls: list[Any]) -> None:
     scale = expected.abs().max().item()
     torch.testing.assert_close(last, expected, rtol=0, atol=1e-4 * scale)
     torch.testing.assert_close(half.float(), expected, rtol=0, atol=0.1 * scale)  # bfloat16 through 20 layers
-    assert len(fused_calls) == 2 * len(MODELS[name][1])
+    assert len(fused_calls) == 2 * MODELS[name].calls
 
 
 def test_a_convolution_that_was_changed_since_runs_its_own_way(fused_calls: list[Any]) -> None:
@@ -153,6 +229,88 @@ def test_a_convolution_that_was_changed_since_runs_its_own_way(fused_calls: list
         model(x)
     assert len(seen) == 1
     assert len(fused_calls) == 1  # that of the pyramid
+
+
+def test_all_pools_of_a_pyramid_are_one_pass(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = build(name)
+    calls: list[Any] = []
+
+    def pyramid_pool(x: Tensor, bins: Any) -> Any:
+        calls.append(list(bins))
+        return sod_ops.pyramid_pool(x, bins)
+
+    monkeypatch.setattr(sys.modules["sod_ops.accelerate.pyramid"], "pyramid_pool", pyramid_pool)
+    sod_ops.accelerate(model)
+    with torch.no_grad():
+        model(x)
+    assert calls == [[1, 2, 3, 6]]
+
+
+@pytest.mark.parametrize("name", ["mmseg-PSPHead", "mmseg-UPerHead", "transformers-UPerNet"])
+def test_a_pyramid_is_served_where_its_head_is_not(name: str, fused_calls: list[Any]) -> None:
+    model, x = build(name)
+    head: Any = model.model.decode_head if name == "transformers-UPerNet" else model.decoder
+    head.bottleneck.conv.dilation = head.bottleneck.conv.padding = (2, 2)
+    expected = output_and_gradients(model.double(), x.double())
+    report = sod_ops.accelerate(model)
+    assert [kind for _, kind in report.swapped] == MODELS[name].swapped[1:]
+    assert ["dilation=(2, 2)" in reason for _, _, reason in report.left] == [True]
+    assert_same(output_and_gradients(model, x.double()), expected, MODEL_TOLERANCE)
+    assert not fused_calls
+
+
+def test_a_pool_of_another_kind_runs_itself(fused_calls: list[Any]) -> None:
+    model, x = build("mmseg-PSPHead")
+    model.decoder.psp_modules[1][0] = nn.AdaptiveMaxPool2d(2)  # type: ignore[index,union-attr]
+    expected = output_and_gradients(model.double(), x.double())
+    sod_ops.accelerate(model)
+    assert_same(output_and_gradients(model, x.double()), expected, MODEL_TOLERANCE)
+    assert len(fused_calls) == 1
+
+
+def test_a_level_with_a_hook_runs_its_own_way(fused_calls: list[Any]) -> None:
+    model, x = build("mmseg-UPerHead")
+    sod_ops.accelerate(model)
+    seen: list[Any] = []
+    model.decoder.psp_modules[1].register_forward_hook(lambda *a: seen.append(a))  # type: ignore[index,union-attr]
+    with torch.no_grad():
+        model(x)
+    assert len(seen) == 1
+    assert not fused_calls
+    again, _ = build("mmseg-UPerHead")
+    again.decoder.psp_modules[1].register_forward_hook(lambda *a: None)  # type: ignore[index,union-attr]
+    assert ["hooks" in reason for _, _, reason in sod_ops.accelerate(again).left] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"),
+    [("order", ("norm", "conv", "act")), ("with_explicit_padding", True), ("efficient_conv_bn_eval_forward", print)],
+)
+def test_conv_modules_that_do_more_are_left_alone(attribute: str, value: Any) -> None:
+    model, _ = build("mmseg-PSPHead")
+    setattr(model.decoder.bottleneck, attribute, value)  # type: ignore[union-attr]
+    ((_, kind, reason),) = sod_ops.accelerate(model).left
+    assert (kind, attribute in reason) == ("PSPHead", True)
+
+
+def test_another_version_of_a_library_is_left_alone() -> None:
+    model, _ = build("mmseg-PSPHead")
+    del model.decoder.bottleneck.order  # type: ignore[union-attr]
+    ((_, kind, reason),) = sod_ops.accelerate(model).left
+    assert (kind, "no attribute 'order'" in reason) == ("PSPHead", True)
+
+
+def test_copies_are_accelerated_too(name: str, fused_calls: list[Any]) -> None:
+    model, x = build(name)
+    sod_ops.accelerate(model)
+    with torch.no_grad():
+        expected = model(x)
+        fused_calls.clear()
+        assert torch.equal(copy.deepcopy(model)(x), expected)
+    assert len(fused_calls) == MODELS[name].calls
+    for module in model.modules():
+        if "forward" in module.__dict__:
+            pickle.loads(pickle.dumps(module.__dict__["forward"].given))
 
 
 def test_heads_that_are_not_served_are_named() -> None:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 import sod_ops
 
-WITHOUT_KERNELS = ("cuda",)
 OP = "adaptive_pixel_intensity_loss"
 
 

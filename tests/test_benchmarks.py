@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 def run_benchmarks(*arguments: str) -> str:
     """What pytest prints. The variables that a developer or other tests may have set must not reach it."""
-    foreign = {*allocator.REUSED, "SOD_OPS_BACKEND", "TRITON_INTERPRET"}
+    foreign = {*allocator.REUSED, "SOD_OPS_BACKEND", "TRITON_INTERPRET", *(v for v in os.environ if "XDIST" in v)}
     environment = {name: value for name, value in os.environ.items() if name not in foreign}
     benchmark = "benchmarks/bench_squeeze_excite.py"
     command = [sys.executable, "-m", "pytest", benchmark, "--device", "cpu", "--quick", *arguments]

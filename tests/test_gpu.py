@@ -94,6 +94,15 @@ def adaptive_pixel_intensity_loss(dtype: torch.dtype, device: str) -> Call:
     return Call(sod_ops.adaptive_pixel_intensity_loss, (probabilities, mask), stores_gradient=True)
 
 
+def bce_ssim_iou_loss(dtype: torch.dtype, device: str) -> Call:
+    return adaptive_pixel_intensity_loss(dtype, device)._replace(function=sod_ops.bce_ssim_iou_loss)
+
+
+def ssim(dtype: torch.dtype, device: str) -> Call:
+    x, y = (torch.rand(4, 1, 96, 80, device=device).to(dtype).requires_grad_() for _ in range(2))
+    return Call(partial(sod_ops.ssim, reduction="none"), (x, y))
+
+
 # An op adds a line.
 CALLS = {
     "squeeze_excite": squeeze_excite,
@@ -105,6 +114,8 @@ CALLS = {
     "pyramid_pool": pyramid_pool,
     "pyramid_upsample_concat": pyramid_upsample_concat,
     "box_filter": box_filter,
+    "bce_ssim_iou_loss": bce_ssim_iou_loss,
+    "ssim": ssim,
     "structure_loss": structure_loss,
     "adaptive_pixel_intensity_loss": adaptive_pixel_intensity_loss,
     "tversky_loss": tversky_loss,

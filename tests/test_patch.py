@@ -385,7 +385,6 @@ def test_nested_extra(user_module: ModuleType) -> None:
         ({"": ours}, ValueError, "there is no module ''"),
         ({"user_project.train.Head.kind": ours}, TypeError, "which is not callable: str"),
     ],
-    ids=str,
 )
 def test_bad_extra_is_named_and_changes_nothing(
     user_module: ModuleType, extra: Any, error: type[Exception], message: str

@@ -1,5 +1,7 @@
 """pyramid_conv2d on every backend, against interpolate + cat + conv2d in float64 and against the contract of an op."""
 
+import sys
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,12 +14,23 @@ from tolerances import assert_accurate
 from torch import Tensor
 
 import sod_ops
+from sod_ops.ops._cost_of_upsampling import pays_before_upsampling
 from sod_ops.reference import pyramid_conv2d as reference
 
 # Triton serves GPUs; the convolution and the products are cuDNN's and cuBLAS's.
 WITHOUT_KERNELS = ("cuda",)
 
 Size = tuple[int, int]
+
+
+@pytest.fixture(autouse=True)
+def at_their_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All branches, however cheap they were to upsample: the kernels are tested on small maps."""
+    choose(monkeypatch, lambda *_: True)
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, pays: Callable[[Tensor, Tensor, tuple[int, int]], bool]) -> None:
+    monkeypatch.setattr(sys.modules["sod_ops.ops.pyramid_conv2d"], "pays_before_upsampling", pays)
 
 
 class Case(NamedTuple):
@@ -193,6 +206,27 @@ def test_factors(backend: Backend, factor: float, mode: str) -> None:
     height = 1 if backend.interpreted else 3
     case = Case((round(height * factor), round(2 * factor)), ((2, height, 2),), 2, 3, samples=1)
     check(backend, case, make(case, device=backend.device), mode=mode)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("name", ["pyramid", "1x1", "factor 2.37", "channels_last", "no x"])
+@pytest.mark.parametrize("dear", [(2, 5), (3, 4), (2, 3, 4, 5)], ids=str)
+def test_branches_that_are_cheaper_to_upsample(
+    monkeypatch: pytest.MonkeyPatch, dear: tuple[int, ...], name: str, options: dict[str, Any]
+) -> None:
+    """By their channels; the last are all of them."""
+    choose(monkeypatch, lambda branch, *_: branch.shape[1] not in dear)
+    check(Backend("cpu", "cpu"), CASES[name], make(CASES[name]), **options)
+
+
+@pytest.mark.parametrize(
+    ("channels", "out_channels", "factor", "pays"),
+    [(64, 64, 1, False), (8, 8, 2, False), (32, 16, 2, True), (64, 64, 2, True), (8, 8, 8, True), (512, 512, 60, True)],
+)
+def test_what_is_cheaper(channels: int, out_channels: int, factor: int, pays: bool) -> None:
+    """Never a branch as large as the output, always a deep one; between them, few channels at twice the size are not."""
+    branch, weight = torch.empty(2, channels, 12, 10), torch.empty(out_channels, channels + 4, 3, 3)
+    assert pays_before_upsampling(branch, weight, (12 * factor, 10 * factor)) == pays
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

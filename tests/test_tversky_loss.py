@@ -15,7 +15,6 @@ from torch import Tensor
 
 import sod_ops
 
-WITHOUT_KERNELS = ("cuda",)
 FUNCTIONS = {"iou_loss": sod_ops.iou_loss, "dice_loss": sod_ops.dice_loss, "tversky_loss": sod_ops.tversky_loss}
 
 

@@ -23,8 +23,10 @@ constexpr int kFields = 6;  // of a partial sum: x1, y1, x2, y2, the area and th
 
 int64_t divide_up(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
-// As many threads as there are boxes to give each one, in whole warps.
-int threads_for(int64_t boxes) { return static_cast<int>(std::min<int64_t>(kThreads, divide_up(boxes, 32) * 32)); }
+// As many threads as there are boxes to give each one, in whole warps; one warp at least.
+int threads_for(int64_t boxes) {
+  return static_cast<int>(std::clamp<int64_t>(divide_up(boxes, 32) * 32, 32, kThreads));
+}
 
 // A tile of result [rows, columns]: a thread holds the box of its column and meets one row's after the other.
 template <typename Acc>

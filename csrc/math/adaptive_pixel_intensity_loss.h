@@ -3,7 +3,7 @@
 // sod_ops/reference/adaptive_pixel_intensity_loss.py.
 #pragma once
 
-#include "scalar.h"
+#include "cross_entropy.h"
 
 namespace sod_ops::math {
 
@@ -30,11 +30,10 @@ void add_to(const IntensitySums<T>& from, IntensitySums<double>& to) {
   to.total += from.total;
 }
 
-// What one pixel adds. Logarithms end at -100, as PyTorch's do, so that a wrong 0 or 1 costs 100.
+// What one pixel adds.
 template <bool kPublished, typename T>
 SOD_OPS_HD IntensitySums<T> intensity_sums(T p, T y, T weight) {
-  const T one(1), least(-100);
-  const T cross_entropy = -(y * math::max(math::log(p), least) + (one - y) * math::max(math::log1p(-p), least));
+  const T cross_entropy = math::cross_entropy(p, y);
   const T error = math::abs(p - y), wp = weight * p;
   return {kPublished ? cross_entropy : weight * cross_entropy, kPublished ? error : weight * error, wp * y,
           multiply_add(weight, y, wp)};
@@ -86,12 +85,12 @@ SOD_OPS_HD IntensityCoefficients<T> intensity_coefficients(const IntensitySums<d
           static_cast<T>(scale * intersection / (rest * rest))};
 }
 
-// As PyTorch has it, p (1 - p) is at least 1e-12, a float in double too, and the sign of 0 is 0.
+// As PyTorch has it, the sign of 0 is 0.
 template <typename T>
 SOD_OPS_HD T intensity_derivative(const IntensityCoefficients<T>& c, T p, T y, T weight) {
   const T one(1), zero(0), difference = p - y;
   const T sign = where(greater(difference, zero), one, where(greater(zero, difference), -one, zero));
-  const T cross_entropy = difference / math::max((one - p) * p, T(1e-12f));
+  const T cross_entropy = cross_entropy_derivative(p, y);
   const T overlap = weight * multiply_add(c.slope, y, c.offset);
   return multiply_add(multiply_add(c.cross_entropy_w, weight, c.cross_entropy), cross_entropy,
                       multiply_add(multiply_add(c.error_w, weight, c.error), sign, overlap));

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 
+#include "transpose.h"
 #include "vector.h"
 
 namespace sod_ops {
@@ -22,9 +23,13 @@ using math::Tap;
 using simd::Accumulator;
 using simd::for_each_piece;
 using simd::Lanes;
+using simd::Vectorized;
 
 // The block's channels are stored this far apart from column to column.
 constexpr int64_t kStep = kTapBlock;
+// How many pixels ahead products are fetched, and the bytes that come at once.
+constexpr int64_t kAhead = 8;
+constexpr size_t kCacheLine = 64;
 // Row buffers in one call.
 constexpr int64_t kTapRows = kTapBranches * kTapKernel * 2;
 
@@ -47,63 +52,118 @@ class RowBuffers {
   int64_t held_[kTapRows];
 };
 
-// r(ky, u) of one branch.
 template <typename A>
-void widen_row(const TapShape& shape, const TapMap<A>& branch, int64_t ky, int64_t u, A* r) {
-  using L = Lanes<A>;
-  const A* from = branch.data + u * branch.width * branch.pixel_step + ky * shape.kernel * branch.tap_step;
-  const int64_t pad = shape.kernel / 2;
-  for (int64_t x = 0; x < shape.width; ++x) {
-    const int64_t first = std::max<int64_t>(0, pad - x);
-    const int64_t last = std::min(shape.kernel, shape.width + pad - x);
-    for_each_piece<A>(shape.channels, [&](int64_t c, auto count) {
-      L sum = L::fill(0);
-      for (int64_t kx = first; kx < last; ++kx) {
-        const Tap<A>& tap = branch.columns[x + kx - pad];
-        const A* at = from + kx * branch.tap_step + c;
-        sum = fmadd(L::load(at + tap.index0 * branch.pixel_step, count), L::fill(tap.weight0), sum);
-        if (tap.weight1 != 0) {
-          sum = fmadd(L::load(at + tap.index1 * branch.pixel_step, count), L::fill(tap.weight1), sum);
-        }
-      }
-      sum.store(r + x * kStep + c, count);
-    });
-  }
-}
-
-template <typename A>
-struct WeightedRow {
-  const A* row;
+struct Weighted {
+  const A* data;
   A weight;
 };
 
-// out[x] = y[x] + sum over rows of weight * row[x], for the x and channels of one output row.
+// to[c] = sum over terms of weight * data[c] for a block's channels. What lies beyond them in `to` up to kStep may be
+// written, and in the terms must be readable.
+template <typename A>
+void add_up(int64_t channels, const Weighted<A>* terms, int64_t count, A* to) {
+  using V = Vectorized<A>;
+  constexpr int64_t pieces = kStep / V::size();
+  if (channels == kStep) {
+    V sums[pieces];
+    for (V& sum : sums) sum = V(0);
+    for (int64_t i = 0; i < count; ++i) {
+      const V weight(terms[i].weight);
+      for (int64_t p = 0; p < pieces; ++p) {
+        sums[p] = at::vec::fmadd(V::loadu(terms[i].data + p * V::size()), weight, sums[p]);
+      }
+    }
+    for (int64_t p = 0; p < pieces; ++p) sums[p].store(to + p * V::size());
+    return;
+  }
+  for_each_piece<A>(channels, [&](int64_t c, auto piece) {
+    auto sum = Lanes<A>::fill(0);
+    for (int64_t i = 0; i < count; ++i) {
+      sum = fmadd(Lanes<A>::load(terms[i].data + c, piece), Lanes<A>::fill(terms[i].weight), sum);
+    }
+    sum.store(to + c, piece);
+  });
+}
+
+// r(ky, u) of one branch.
+template <typename A>
+void widen_row(const TapShape& shape, const TapMap<A>& branch, int64_t ky, int64_t u, A* r) {
+  const A* from = branch.data + u * branch.width * branch.pixel_step + ky * shape.kernel * branch.tap_step;
+  const int64_t pad = shape.kernel / 2;
+  int64_t fetched = 0;
+  for (int64_t x = 0; x < shape.width; ++x) {
+    const int64_t first = std::max<int64_t>(0, pad - x);
+    const int64_t last = std::min(shape.kernel, shape.width + pad - x);
+    // A block's part of a pixel's taps is too short, and too far from the next pixel's, for the processor to see a
+    // stream.
+    for (const int64_t end = std::min(branch.columns[x].index1 + kAhead, branch.width); fetched < end; ++fetched) {
+      const A* next = from + fetched * branch.pixel_step;
+      for (int64_t kx = 0; kx < shape.kernel; ++kx) {
+        for (int64_t c = 0; c < shape.channels; c += kCacheLine / sizeof(A))
+          __builtin_prefetch(next + kx * branch.tap_step + c);
+      }
+    }
+    Weighted<A> terms[2 * kTapKernel];
+    int64_t count = 0;
+    for (int64_t kx = first; kx < last; ++kx) {
+      const Tap<A>& tap = branch.columns[x + kx - pad];
+      const A* at = from + kx * branch.tap_step;
+      terms[count++] = {at + tap.index0 * branch.pixel_step, tap.weight0};
+      if (tap.weight1 != 0) terms[count++] = {at + tap.index1 * branch.pixel_step, tap.weight1};
+    }
+    add_up(shape.channels, terms, count, r + x * kStep);
+  }
+}
+
+// As many columns as a vector has lanes, which is as many channels as are moved at once between planes and pixels.
+template <typename A>
+constexpr int64_t kTile = Vectorized<A>::size();
+
+template <typename A>
+int64_t tiled(int64_t width) {
+  return (width + kTile<A> - 1) / kTile<A> * kTile<A>;
+}
+
+// out[x] = y[x] + sum over rows of weight * row[x], for the x and channels of one output row. A tile of columns is read
+// whole, and the row buffers have room for that behind them.
 template <typename T>
-void add_rows(const TapShape& shape, const WeightedRow<Accumulator<T>>* rows, int64_t count, PlaneSteps<const T> y,
+void add_rows(const TapShape& shape, const Weighted<Accumulator<T>>* rows, int64_t count, PlaneSteps<const T> y,
               PlaneSteps<T> out, Accumulator<T>* sums) {
   using A = Accumulator<T>;
-  for (int64_t x = 0; x < shape.width; ++x) {
-    for_each_piece<A>(shape.channels, [&](int64_t c, auto piece) {
-      auto sum = Lanes<A>::fill(0);
-      for (int64_t i = 0; i < count; ++i) {
-        sum = fmadd(Lanes<A>::load(rows[i].row + x * kStep + c, piece), Lanes<A>::fill(rows[i].weight), sum);
-      }
-      sum.store(sums + x * kStep + c, piece);
-    });
-  }
+  using V = Vectorized<A>;
   if (out.channel == 1) {
+    Weighted<A> terms[kTapRows];
     for (int64_t x = 0; x < shape.width; ++x) {
+      for (int64_t i = 0; i < count; ++i) terms[i] = {rows[i].data + x * kStep, rows[i].weight};
+      add_up(shape.channels, terms, count, sums);
       for_each_piece<T>(shape.channels, [&](int64_t c, auto piece) {
         const auto before = Lanes<T>::load(y.data + x * y.column + c, piece);
-        (before + Lanes<T>::load_accumulators(sums + x * kStep + c, piece)).store(out.data + x * out.column + c, piece);
+        (before + Lanes<T>::load_accumulators(sums + c, piece)).store(out.data + x * out.column + c, piece);
       });
     }
     return;
   }
-  for (int64_t c = 0; c < shape.channels; ++c) {
-    const T* before = y.data + c * y.channel;
-    T* to = out.data + c * out.channel;
-    for (int64_t x = 0; x < shape.width; ++x) to[x] = static_cast<T>(static_cast<A>(before[x]) + sums[x * kStep + c]);
+  constexpr int64_t tile = kTile<A>;
+  const int64_t step = tiled<A>(shape.width);
+  for (int64_t first = 0; first < shape.channels; first += tile) {
+    for (int64_t x = 0; x < shape.width; x += tile) {
+      V columns[tile];
+      for (V& column : columns) column = V(0);
+      for (int64_t i = 0; i < count; ++i) {
+        const A* from = rows[i].data + x * kStep + first;
+        const V weight(rows[i].weight);
+        for (int64_t k = 0; k < tile; ++k) columns[k] = at::vec::fmadd(V::loadu(from + k * kStep), weight, columns[k]);
+      }
+      simd::transpose(columns);
+      for (int64_t c = 0; c < tile; ++c) columns[c].store(sums + c * step + x);
+    }
+    for (int64_t c = 0; c < std::min(tile, shape.channels - first); ++c) {
+      const T* before = y.data + (first + c) * y.channel;
+      T* to = out.data + (first + c) * out.channel;
+      for_each_piece<T>(shape.width, [&](int64_t x, auto part) {
+        (Lanes<T>::load(before + x, part) + Lanes<T>::load_accumulators(sums + c * step + x, part)).store(to + x, part);
+      });
+    }
   }
 }
 
@@ -113,7 +173,7 @@ void add(TapShape shape, const TapMap<Accumulator<T>>* branches, int64_t count, 
   using A = Accumulator<T>;
   RowBuffers<A> buffers(shape, count, scratch);
   A* sums = scratch + count * shape.kernel * 2 * shape.width * kStep;
-  WeightedRow<A> rows[kTapRows];
+  Weighted<A> rows[kTapRows];
   const int64_t pad = shape.kernel / 2;
   for (int64_t row = 0; row < shape.height; ++row) {
     int64_t used = 0;
@@ -142,9 +202,9 @@ void add(TapShape shape, const TapMap<Accumulator<T>>* branches, int64_t count, 
 // The products' gradients at row u of one branch for one ky, from that of r(ky, u).
 template <typename A>
 void narrow_row(const TapShape& shape, const TapMap<A>& branch, int64_t ky, int64_t u, const A* r) {
-  using L = Lanes<A>;
   A* to = branch.data + u * branch.width * branch.pixel_step + ky * shape.kernel * branch.tap_step;
   const int64_t pad = shape.kernel / 2;
+  constexpr int64_t kTerms = 64;
   int64_t begin = 0;  // the first column that reads v or a later one
   for (int64_t v = 0; v < branch.width; ++v) {
     while (begin < shape.width && branch.columns[begin].index1 < v) ++begin;
@@ -153,22 +213,30 @@ void narrow_row(const TapShape& shape, const TapMap<A>& branch, int64_t ky, int6
     for (int64_t kx = 0; kx < shape.kernel; ++kx) {
       // Column `position` was read for the output column position - kx + pad.
       const int64_t first = std::max(begin, kx - pad), last = std::min(end, shape.width + kx - pad);
-      for_each_piece<A>(shape.channels, [&](int64_t c, auto piece) {
-        L sum = L::fill(0);
-        for (int64_t position = first; position < last; ++position) {
-          const Tap<A>& tap = branch.columns[position];
-          const A weight = (tap.index0 == v ? tap.weight0 : A(0)) + (tap.index1 == v ? tap.weight1 : A(0));
-          sum = fmadd(L::load(r + (position - kx + pad) * kStep + c, piece), L::fill(weight), sum);
+      A* sums = to + v * branch.pixel_step + kx * branch.tap_step;
+      Weighted<A> terms[kTerms + 1];
+      int64_t count = 0;
+      for (int64_t position = first; position < last; ++position) {
+        const Tap<A>& tap = branch.columns[position];
+        const A weight = (tap.index0 == v ? tap.weight0 : A(0)) + (tap.index1 == v ? tap.weight1 : A(0));
+        if (weight == 0) continue;
+        if (count == kTerms) {
+          // A part of a long sum is its first term from then on.
+          add_up(shape.channels, terms, count, sums);
+          terms[0] = {sums, A(1)};
+          count = 1;
         }
-        sum.store(to + v * branch.pixel_step + kx * branch.tap_step + c, piece);
-      });
+        terms[count++] = {r + (position - kx + pad) * kStep, weight};
+      }
+      add_up(shape.channels, terms, count, sums);
     }
   }
 }
 
 // One row of the incoming gradient, channels innermost.
 template <typename T>
-void load_row(const TapShape& shape, PlaneSteps<const T> grad, Accumulator<T>* row) {
+void load_row(const TapShape& shape, PlaneSteps<const T> grad, Accumulator<T>* row, Accumulator<T>* planes) {
+  using A = Accumulator<T>;
   if (grad.channel == 1) {
     for (int64_t x = 0; x < shape.width; ++x) {
       for_each_piece<T>(shape.channels, [&](int64_t c, auto piece) {
@@ -177,9 +245,35 @@ void load_row(const TapShape& shape, PlaneSteps<const T> grad, Accumulator<T>* r
     }
     return;
   }
-  for (int64_t c = 0; c < shape.channels; ++c) {
-    const T* from = grad.data + c * grad.channel;
-    for (int64_t x = 0; x < shape.width; ++x) row[x * kStep + c] = static_cast<Accumulator<T>>(from[x]);
+  constexpr int64_t tile = kTile<A>;
+  const int64_t step = tiled<A>(shape.width);
+  for_each_piece<A>(shape.channels, [&](int64_t first, auto piece) {
+    for (int64_t c = 0; c < std::min(tile, shape.channels - first); ++c) {
+      const T* from = grad.data + (first + c) * grad.channel;
+      for_each_piece<T>(shape.width, [&](int64_t x, auto part) {
+        Lanes<T>::load(from + x, part).store_accumulators(planes + c * step + x, part);
+      });
+    }
+    for (int64_t x = 0; x < shape.width; x += tile) {
+      // What lies beyond the width or the channels is moved along and not stored.
+      A pixels[tile * tile];
+      Vectorized<A> columns[tile];
+      simd::transpose(planes + x, step, columns);
+      for (int64_t i = 0; i < tile; ++i) columns[i].store(pixels + i * tile);
+      for (int64_t i = 0; i < std::min(tile, shape.width - x); ++i) {
+        Lanes<A>::load(pixels + i * tile, piece).store(row + (x + i) * kStep + first, piece);
+      }
+    }
+  });
+}
+
+// The products' gradients at a row that no output row reads.
+template <typename A>
+void clear_row(const TapShape& shape, const TapMap<A>& branch, int64_t ky, int64_t u) {
+  for (int64_t i = 0; i < branch.width * shape.kernel; ++i) {
+    const int64_t v = i / shape.kernel, tap = ky * shape.kernel + i % shape.kernel;
+    A* to = branch.data + (u * branch.width + v) * branch.pixel_step + tap * branch.tap_step;
+    std::fill(to, to + shape.channels, A(0));
   }
 }
 
@@ -189,17 +283,15 @@ void gradients(TapShape shape, const TapMap<Accumulator<T>>* branches, int64_t c
   using A = Accumulator<T>;
   RowBuffers<A> buffers(shape, count, scratch);
   A* row = scratch + count * shape.kernel * 2 * shape.width * kStep;
+  A* planes = row + shape.width * kStep;
   const int64_t pad = shape.kernel / 2;
-  for (int64_t b = 0; b < count; ++b) {
-    // Rows that no output row reads, where a branch is larger than the output.
-    const int64_t numbers = shape.kernel * shape.kernel;
-    for (int64_t i = 0; i < branches[b].height * branches[b].width * numbers; ++i) {
-      A* to = branches[b].data + i / numbers * branches[b].pixel_step + i % numbers * branches[b].tap_step;
-      std::fill(to, to + shape.channels, A(0));
-    }
-  }
+  int64_t next[kTapBranches * kTapKernel] = {};  // rows of each branch and ky that have been begun
+  const auto skip_to = [&](int64_t b, int64_t ky, int64_t u) {
+    int64_t& begun = next[b * shape.kernel + ky];
+    for (; begun < u; ++begun) clear_row(shape, branches[b], ky, begun);
+  };
   for (int64_t y = 0; y < shape.height; ++y) {
-    load_row<T>(shape, {grad.data + y * grad.row, grad.channel, grad.row, grad.column}, row);
+    load_row<T>(shape, {grad.data + y * grad.row, grad.channel, grad.row, grad.column}, row, planes);
     for (int64_t b = 0; b < count; ++b) {
       for (int64_t ky = 0; ky < shape.kernel; ++ky) {
         const int64_t position = y + ky - pad;
@@ -210,8 +302,12 @@ void gradients(TapShape shape, const TapMap<Accumulator<T>>* branches, int64_t c
           A* sums = buffers.row(b, ky, u);
           int64_t& held = buffers.held(b, ky, u);
           const bool fresh = held != u;
-          if (fresh && held >= 0) narrow_row(shape, branches[b], ky, held, sums);
-          held = u;
+          if (fresh) {
+            if (held >= 0) narrow_row(shape, branches[b], ky, held, sums);
+            skip_to(b, ky, u);
+            ++next[b * shape.kernel + ky];
+            held = u;
+          }
           const auto factor = Lanes<A>::fill(weight);
           for (int64_t x = 0; x < shape.width; ++x) {
             for_each_piece<A>(shape.channels, [&](int64_t c, auto piece) {
@@ -228,6 +324,7 @@ void gradients(TapShape shape, const TapMap<Accumulator<T>>* branches, int64_t c
   }
   for (int64_t b = 0; b < count; ++b) {
     for (int64_t ky = 0; ky < shape.kernel; ++ky) {
+      skip_to(b, ky, branches[b].height);
       for (int64_t parity = 0; parity < 2; ++parity) {
         const int64_t held = buffers.held(b, ky, parity);
         if (held >= 0) narrow_row(shape, branches[b], ky, held, buffers.row(b, ky, parity));

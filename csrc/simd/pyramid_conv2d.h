@@ -46,9 +46,14 @@ constexpr int64_t kTapBlock = 64;
 // Branches in one call, and taps along an axis.
 constexpr int64_t kTapBranches = 16, kTapKernel = 3;
 
-// Numbers of scratch memory for a call of either kernel.
+// Columns, and channels, that are moved at once between planes and pixels: as many as the longest vector's lanes.
+constexpr int64_t kTapTile = 16;
+
+// Numbers of scratch memory for a call of either kernel: the row buffers and one more, and behind them kTapTile planes
+// of a row, which is at least what a tile that begins in the last column reads.
 inline int64_t tap_scratch(const TapShape& shape, int64_t branches) {
-  return (branches * shape.kernel * 2 + 1) * shape.width * kTapBlock;
+  const int64_t rows = (branches * shape.kernel * 2 + 1) * shape.width * kTapBlock;
+  return rows + kTapTile * (shape.width + kTapTile) + kTapTile * kTapBlock;
 }
 
 template <typename T>

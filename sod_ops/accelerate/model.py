@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sod_ops import nn
-from sod_ops.accelerate import smp, timm, torchvision, verify
+from sod_ops.accelerate import mmseg, smp, timm, torchvision, transformers, verify
 from sod_ops.accelerate.functions import path_of
 from sod_ops.accelerate.report import Report
 from sod_ops.accelerate.swap import NotServedError, Swap, bind, is_bound, unbind
@@ -18,6 +18,8 @@ _CLASSES: Mapping[str, Callable[[torch.nn.Module], Swap]] = {
     **timm.CLASSES,
     **torchvision.CLASSES,
     **smp.CLASSES,
+    **transformers.CLASSES,
+    **mmseg.CLASSES,
 }
 
 # Names under which many projects have a block like these; one that is not known by path is named in the report.
@@ -32,9 +34,11 @@ def accelerate(
     Served are the squeeze-and-excitation blocks of timm (``SEModule``, also with batch norm inside in evaluation mode,
     ``EffectiveSEModule``, the EfficientNet family's ``SqueezeExcite``, SENet's ``SEModule``), torchvision
     (``SqueezeExcitation``) and segmentation_models_pytorch (SENet's ``SEModule``, MobileOne's ``SEBlock``,
-    ``SCSEModule``); and the convolutions over upsampled maps in segmentation_models_pytorch's PSPNet (``PSPDecoder``) and
-    UPerNet (``PSPModule``, ``UPerNetDecoder``), whose other layers stay as they are. A class is known by its import
-    path; subclasses are left alone, and so is every block with something in it that the fused op does not compute.
+    ``SCSEModule``); and the pyramid pools and the convolutions over upsampled maps in the PSPNet and UPerNet heads of
+    segmentation_models_pytorch (``PSPDecoder``; ``PSPModule``, ``UPerNetDecoder``), transformers (``UperNetHead``, the
+    ``UperHead`` of BEiT and Data2Vec, and their ``PyramidPoolingModule``) and mmseg (``PSPHead``, ``UPerHead``, ``PPM``),
+    whose other layers stay as they are. A class is known by its import path; subclasses are left alone, and so is every
+    block with something in it that the fused op does not compute.
 
     Only the instances' ``forward`` changes. Classes, parameters, state_dict, hooks on the modules and train/eval stay;
     copies (copy.deepcopy, pickle) are accelerated too. Weights are read at every call. A block goes back to its own
@@ -111,7 +115,12 @@ def _recognise(module: torch.nn.Module) -> Swap | None:
             raise NotServedError("its forward has been replaced")
         if path_of(type(module).forward) != f"{path}.forward":
             raise NotServedError("the forward of its class has been replaced")
-        return _CLASSES[path](module)
+        try:
+            return _CLASSES[path](module)
+        except AttributeError as missing:
+            raise NotServedError(
+                f"it is not as the versions of its library that are known have it: {missing}"
+            ) from missing
     base = next((path for path in map(path_of, type(module).__mro__) if path in _CLASSES), None)
     if base is not None:
         raise NotServedError(f"a subclass of {base}, which may compute something else")

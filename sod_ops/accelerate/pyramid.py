@@ -1,25 +1,59 @@
-"""The convolution that a head or a decoder takes over a map and upsampled maps, without their concatenation."""
+"""The convolution that a head or a decoder takes over a map and upsampled maps, without their concatenation; and the pools
+of a pyramid, in one pass."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.modules import module as torch_module
 
 from sod_ops.accelerate.functions import path_of
 from sod_ops.accelerate.squeeze_excite import are_untouched, leaves_pytorch
-from sod_ops.accelerate.swap import NotServedError
+from sod_ops.accelerate.swap import NotServedError, is_bound
 from sod_ops.ops.pyramid_conv2d import pyramid_conv2d
+from sod_ops.ops.pyramid_pool import pyramid_pool
 
 _ATTRIBUTES = {"stride": (1, 1), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
 
 
-def check_head(name: str, head: Any) -> None:
-    """Raises NotServedError unless ``head`` is a Sequential that begins with a convolution that pyramid_conv2d computes."""
-    if not isinstance(head, torch.nn.Sequential) or type(head).forward is not torch.nn.Sequential.forward or not head:
-        raise NotServedError(f"its {name} is {path_of(type(head))}, not a Sequential that begins with a convolution")
-    convolution: Any = head[0]
+class Block(NamedTuple):
+    """A block that convolves and then applies modules, by the names of its children, in the order in which they run.
+
+    ``rest`` is None for a Sequential: all that follow in it.
+    """
+
+    convolution: str
+    rest: tuple[str, ...] | None
+
+    def of(self, head: Any) -> tuple[Any, list[Any]]:
+        """The convolution of ``head``, None where it has gone since, and the modules after it."""
+        if self.rest is None:
+            convolution, *rest = head._modules.values() or (None,)
+            return convolution, rest
+        return getattr(head, self.convolution, None), [getattr(head, name) for name in self.rest]
+
+
+# A block of a peer library by its class's import path.
+Blocks = Mapping[str, Block]
+
+
+def recognise(name: str, head: Any, blocks: Blocks) -> Block:
+    """The parts of ``head``: a Sequential that begins with a convolution, or one of ``blocks``.
+
+    Raises:
+        NotServedError: it is neither, or its convolution is not one that pyramid_conv2d computes.
+    """
+    path = path_of(type(head))
+    if isinstance(head, torch.nn.Sequential) and type(head).forward is torch.nn.Sequential.forward and len(head):
+        block = Block(next(iter(head._modules)), None)
+    elif path in blocks and path_of(type(head).forward) == f"{path}.forward":
+        block = blocks[path]
+    else:
+        known = "".join(f", nor a {path.rpartition('.')[2]}" for path in blocks)
+        raise NotServedError(f"its {name} is {path}, not a Sequential that begins with a convolution{known}")
+    convolution, _ = block.of(head)
     if type(convolution) is not torch.nn.Conv2d:
         raise NotServedError(f"its {name} begins with {path_of(type(convolution))}, not a plain Conv2d")
     for attribute, value in _ATTRIBUTES.items():
@@ -34,25 +68,53 @@ def check_head(name: str, head: Any) -> None:
         )
     if not are_untouched((head, convolution)):
         raise NotServedError(f"its {name} or the convolution in it has hooks, or a forward of its own")
+    return block
 
 
-def serves(head: Any, x: Any) -> bool:
-    """Whether :func:`convolve` may stand for ``head`` in this call; ``x`` is one of the maps."""
+def check_bypassed(modules: Mapping[str, torch.nn.Module]) -> None:
+    """Raises NotServedError where one of ``modules``, which a fused forward does not call, would be missed."""
+    for name, module in modules.items():
+        if not may_bypass((module,)):
+            raise NotServedError(f"its {name} has hooks, or a forward of its own, that would no longer run")
+
+
+def may_bypass(modules: Iterable[torch.nn.Module]) -> bool:
+    """Whether nothing is missed where none of ``modules`` is called: no hooks, and no forward but its class's or ours."""
+    return all(are_untouched((module,)) or (is_bound(module) and _has_no_hooks(module)) for module in modules)
+
+
+def _has_no_hooks(module: torch.nn.Module) -> bool:
+    state = module.__dict__
+    return not any(state[f"_{kind}_hooks"] for kind in ("forward_pre", "forward", "backward_pre", "backward"))
+
+
+def serves_map(x: Any) -> bool:
+    """Whether fused ops may read ``x`` in this call."""
     return (
         isinstance(x, Tensor)
         and x.dim() == 4
         and x.is_floating_point()
-        and (x.dtype == head[0].weight.dtype or torch.is_autocast_enabled(x.device.type))
-        and are_untouched((head, head[0]))
-        and type(head[0]) is torch.nn.Conv2d
         and not torch_module._has_any_global_hook()
         and not leaves_pytorch()
     )
 
 
-def convolve(head: Any, x: Tensor, branches: Sequence[Tensor], *, align_corners: bool, x_first: bool) -> Tensor:
+def serves(head: Any, block: Block, x: Any) -> bool:
+    """Whether :func:`convolve` may stand for ``head`` in this call; ``x`` is one of the maps."""
+    convolution, _ = block.of(head)
+    return (
+        serves_map(x)
+        and type(convolution) is torch.nn.Conv2d
+        and (x.dtype == convolution.weight.dtype or torch.is_autocast_enabled(x.device.type))
+        and are_untouched((head, convolution))
+    )
+
+
+def convolve(
+    head: Any, block: Block, x: Tensor, branches: Sequence[Tensor], *, align_corners: bool, x_first: bool
+) -> Tensor:
     """``head(cat[x, branches upsampled to the size of x])``, from the weights that it has now."""
-    convolution, *rest = head
+    convolution, rest = block.of(head)
     y = pyramid_conv2d(
         x,
         branches,
@@ -65,3 +127,27 @@ def convolve(head: Any, x: Tensor, branches: Sequence[Tensor], *, align_corners:
     for module in rest:
         y = module(y)
     return y
+
+
+def upsample(maps: Iterable[Tensor], like: Tensor, align_corners: bool) -> list[Tensor]:
+    """``maps`` at the size of ``like``, where the maps themselves are the result."""
+    return [functional.interpolate(m, like.shape[2:], mode="bilinear", align_corners=align_corners) for m in maps]
+
+
+def branches(levels: Iterable[tuple[Any, Any]], x: Tensor) -> list[Tensor]:
+    """``x`` through the pool and the block of each level; all pools in one pass where they are PyTorch's own to squares."""
+    pools, blocks = zip(*levels, strict=True)
+    bins = [_bin_of(pool) for pool in pools]
+    if None in bins or not are_untouched(pools) or x.numel() == 0:
+        maps = [pool(x) for pool in pools]
+    else:
+        maps = list(pyramid_pool(x, bins))  # type: ignore[arg-type]
+    return [block(y) for block, y in zip(blocks, maps, strict=True)]
+
+
+def _bin_of(pool: Any) -> int | None:
+    if type(pool) is not torch.nn.AdaptiveAvgPool2d:
+        return None
+    size = pool.output_size
+    height, width = size if isinstance(size, (tuple, list)) and len(size) == 2 else (size, size)
+    return height if type(height) is int and height == width and height > 0 else None

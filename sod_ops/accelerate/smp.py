@@ -1,8 +1,10 @@
 """The blocks of segmentation_models_pytorch."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sod_ops.accelerate import pyramid, squeeze_excite
 from sod_ops.accelerate.functions import Function
@@ -40,57 +42,62 @@ def _scse_forward(module: Any, parts: squeeze_excite.Parts, *args: Any, **kwargs
 
 
 def _pspnet_decoder(module: torch.nn.Module) -> Swap:
-    pyramid.check_head("conv", module.conv)
+    block = pyramid.recognise("conv", module.conv, {})
     psp: Any = module.psp
-    for name, child in (("psp", psp), *((f"psp.blocks.{i}", block) for i, block in enumerate(psp.blocks))):
-        if not are_untouched((child,)):
-            raise NotServedError(f"its {name} has hooks, or a forward of its own, that would no longer run")
-    return Swap(_pspnet_forward, None)
+    pyramid.check_bypassed({"psp": psp, **{f"psp.blocks.{i}": child for i, child in enumerate(psp.blocks)}})
+    return Swap(_pspnet_forward, block)
 
 
-def _pspnet_forward(module: Any, _: None, *args: Any, **kwargs: Any) -> Any:
+def _pspnet_forward(module: Any, block: pyramid.Block, *args: Any, **kwargs: Any) -> Any:
     """The 1x1 convolution over the upsampled pyramid and, last, the map."""
     if len(args) == 1 and not kwargs and isinstance(args[0], (list, tuple)) and args[0]:
         x = args[0][-1]
         blocks = module.psp.blocks
-        if are_untouched((module.psp, *blocks)) and pyramid.serves(module.conv, x):
-            branches = [block.pool(x) for block in blocks]
-            return module.dropout(pyramid.convolve(module.conv, x, branches, align_corners=True, x_first=False))
+        if pyramid.may_bypass((module.psp, *blocks)) and pyramid.serves(module.conv, block, x):
+            branches = _branches([child.pool for child in blocks], x)
+            y = pyramid.convolve(module.conv, block, x, branches, align_corners=True, x_first=False)
+            return module.dropout(y)
     return type(module).forward(module, *args, **kwargs)
 
 
 def _upernet_pyramid(module: torch.nn.Module) -> Swap:
-    pyramid.check_head("out_conv", module.out_conv)
-    return Swap(_upernet_pyramid_forward, None)
+    return Swap(_upernet_pyramid_forward, pyramid.recognise("out_conv", module.out_conv, {}))
 
 
-def _upernet_pyramid_forward(module: Any, _: None, *args: Any, **kwargs: Any) -> Any:
+def _upernet_pyramid_forward(module: Any, block: pyramid.Block, *args: Any, **kwargs: Any) -> Any:
     """The 3x3 convolution over the map and its upsampled pyramid."""
-    if len(args) == 1 and not kwargs and pyramid.serves(module.out_conv, args[0]):
+    if len(args) == 1 and not kwargs and pyramid.serves(module.out_conv, block, args[0]):
         (x,) = args
-        branches = [block(x) for block in module.blocks]
-        return pyramid.convolve(module.out_conv, x, branches, align_corners=False, x_first=True)
+        branches = _branches(module.blocks, x)
+        return pyramid.convolve(module.out_conv, block, x, branches, align_corners=False, x_first=True)
     return type(module).forward(module, *args, **kwargs)
 
 
+def _branches(blocks: Iterable[Any], x: Tensor) -> list[Tensor]:
+    """``x`` through each of ``blocks``, Sequentials of a pool and what follows it."""
+    blocks = list(blocks)
+    if blocks and all(_is_plain_sequential(block) and len(block) for block in blocks):
+        return pyramid.branches([(block[0], block[1:]) for block in blocks], x)
+    return [block(x) for block in blocks]
+
+
 def _upernet_decoder(module: torch.nn.Module) -> Swap:
-    pyramid.check_head("fusion_block", module.fusion_block)
-    return Swap(_upernet_forward, None)
+    return Swap(_upernet_forward, pyramid.recognise("fusion_block", module.fusion_block, {}))
 
 
-def _upernet_forward(module: Any, _: None, *args: Any, **kwargs: Any) -> Any:
+def _upernet_forward(module: Any, block: pyramid.Block, *args: Any, **kwargs: Any) -> Any:
     """The 3x3 convolution over the finest level and all coarser ones, upsampled."""
     if len(args) == 1 and not kwargs and isinstance(args[0], (list, tuple)):
         encoded = args[0][2:]
-        if len(encoded) == len(module.feature_norms) and pyramid.serves(module.fusion_block, encoded[0]):
+        if len(encoded) == len(module.feature_norms) and pyramid.serves(module.fusion_block, block, encoded[0]):
             maps = [norm(map_) for norm, map_ in zip(module.feature_norms, encoded, strict=True)]
             levels = [module.psp(maps[-1])]
-            for block, lateral in zip(module.fpn_lateral_blocks, reversed(maps[:-1]), strict=True):
-                levels.append(block(levels[-1], lateral))
-            for i, block in enumerate(module.fpn_conv_blocks, start=1):
-                levels[i] = block(levels[i])
+            for lateral, map_ in zip(module.fpn_lateral_blocks, reversed(maps[:-1]), strict=True):
+                levels.append(lateral(levels[-1], map_))
+            for i, convolution in enumerate(module.fpn_conv_blocks, start=1):
+                levels[i] = convolution(levels[i])
             x, *branches = reversed(levels)
-            return pyramid.convolve(module.fusion_block, x, branches, align_corners=False, x_first=True)
+            return pyramid.convolve(module.fusion_block, block, x, branches, align_corners=False, x_first=True)
     return type(module).forward(module, *args, **kwargs)
 
 

@@ -125,7 +125,8 @@ def _output_and_gradients(
     kwargs: dict[str, Any],
     dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
-    """The output, and the gradients of every floating input (in ``dtype``, if given) and every trained parameter."""
+    """The output, or each of several, and the gradients of every floating input (in ``dtype``, if given) and every trained
+    parameter."""
     leaves: dict[str, Tensor] = {}
 
     def leaf(name: str, value: Any) -> Any:
@@ -146,11 +147,14 @@ def _output_and_gradients(
         trained = ((name, value) for name, value in module.named_parameters() if value.requires_grad)
         leaves |= {f"gradient of {name}": value for name, value in trained}
         # The same at every run, and not drawn from the random state of the model's owner.
-        grad_output = torch.randn(output.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        gradients = torch.autograd.grad(
-            output, list(leaves.values()), grad_output.to(output.device, output.dtype), allow_unused=True
-        )
-    results = {"output": output.detach()}
+        generator = torch.Generator().manual_seed(0)
+        outputs = {"output": output} if isinstance(output, Tensor) else {f"output {i}": y for i, y in enumerate(output)}
+        grad_outputs = [
+            torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device, y.dtype)
+            for y in outputs.values()
+        ]
+        gradients = torch.autograd.grad(list(outputs.values()), list(leaves.values()), grad_outputs, allow_unused=True)
+    results = {name: y.detach() for name, y in outputs.items()}
     for (name, value), gradient in zip(leaves.items(), gradients, strict=True):
         results[name] = torch.zeros_like(value) if gradient is None else gradient
     return results

@@ -1,15 +1,19 @@
 """Modules: thin faces of the ops, a file per op; those of blocks have parameters of their own."""
 
 from sod_ops.nn.adaptive_pixel_intensity_loss import AdaptivePixelIntensityLoss
+from sod_ops.nn.bce_ssim_iou_loss import BCESSIMIoULoss
 from sod_ops.nn.box_iou_loss import CompleteBoxIoULoss, DistanceBoxIoULoss, GeneralizedBoxIoULoss
 from sod_ops.nn.focal_loss import SigmoidFocalLoss, SoftmaxFocalLoss
 from sod_ops.nn.pyramid import PyramidPooling, PyramidPoolingHead
 from sod_ops.nn.squeeze_excite import SqueezeExcitation
+from sod_ops.nn.ssim import SSIM
 from sod_ops.nn.structure_loss import StructureLoss
 from sod_ops.nn.tversky_loss import DiceLoss, IoULoss, TverskyLoss
 
 __all__ = [
+    "SSIM",
     "AdaptivePixelIntensityLoss",
+    "BCESSIMIoULoss",
     "CompleteBoxIoULoss",
     "DiceLoss",
     "DistanceBoxIoULoss",

@@ -114,6 +114,12 @@ def check_positive(op: str, argument: str, value: object) -> None:
         bad_value(op, argument, "finite and above 0", value)
 
 
+def check_not_negative(op: str, argument: str, value: object) -> None:
+    """ValueError (TypeError for what is not a number) unless ``value`` is finite and 0 or more."""
+    if not 0 <= check_number(op, argument, value) < math.inf:
+        bad_value(op, argument, "finite and 0 or more", value)
+
+
 def check_map(op: str, argument: str, value: Any) -> None:
     """Raises unless ``value`` is a floating tensor [N, C, H, W] with a channel, a row and a column."""
     check_tensor(op, argument, value)

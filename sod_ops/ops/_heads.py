@@ -230,6 +230,13 @@ def check_heads(op: str, argument: str, heads: list[Tensor], mask: Any) -> None:
         _checks.bad_value(op, "mask", "of shape [B, 1, H, W]", _checks.shape_of(mask) + hint)
 
 
+def check_probabilities(op: str, value: Tensor | Sequence[Tensor]) -> None:
+    """ValueError where a probability on the CPU is outside [0, 1]; elsewhere looking would wait for the device."""
+    for head in heads_of(op, "probabilities", value):
+        if head.is_cpu and head.numel() and not (head.min() >= 0 and head.max() <= 1):
+            _checks.bad_value(op, "probabilities", "in [0, 1]", f"{head.min().item():g} to {head.max().item():g}")
+
+
 def _check_size(op: str, name: str, head: Tensor, mask: Tensor) -> None:
     if head.dim() == mask.dim() == 4 and head.shape[:2] == mask.shape[:2] and head.shape != mask.shape:
         size = f"{mask.shape[-2]}x{mask.shape[-1]}"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sod_ops.ops import _checks
-from sod_ops.ops._heads import HeadsLoss, empty_results
+from sod_ops.ops._heads import HeadsLoss, check_probabilities, empty_results
 from sod_ops.reference.adaptive_pixel_intensity_loss import adaptive_pixel_intensity_loss as reference
 from sod_ops.reference.sigmoid_focal_loss import REDUCTIONS
 
@@ -72,7 +72,7 @@ def adaptive_pixel_intensity_loss(
     except RuntimeError as error:
         refusal = error
     # The operator's own refusal, with nothing wrong but a value.
-    _check_range([probabilities] if isinstance(probabilities, Tensor) else probabilities)
+    check_probabilities(_OP, probabilities)
     raise refusal
 
 
@@ -103,17 +103,10 @@ def _fake_backward(
     return [torch.empty_like(head) for head in probabilities]
 
 
-_loss = HeadsLoss(_OP, reference=reference, forward=_fake_forward, backward=_fake_backward, native=("cpu",))
+_loss = HeadsLoss(_OP, reference=reference, forward=_fake_forward, backward=_fake_backward, native=("cpu", "cuda"))
 
 
 def check_intensity_options(op: str, as_published: object, reduction: object) -> None:
     """ValueError or TypeError for what neither the function nor its module takes."""
     _checks.check_bool(op, "as_published", as_published)
     _checks.check_choice(op, "reduction", reduction, REDUCTIONS)
-
-
-def _check_range(heads: Sequence[Tensor]) -> None:
-    """ValueError where a probability on the CPU is outside [0, 1]; elsewhere looking would wait for the device."""
-    for head in heads:
-        if head.is_cpu and head.numel() and not (head.min() >= 0 and head.max() <= 1):
-            _checks.bad_value(_OP, "probabilities", "in [0, 1]", f"{head.min().item():g} to {head.max().item():g}")

@@ -10,11 +10,15 @@ from torch.nn import functional
 
 from sod_ops.backends import Kernels
 from sod_ops.ops import _checks
+from sod_ops.ops._cost_of_upsampling import pays_before_upsampling
 from sod_ops.ops._operators import below_autograd, reference_gradients, register, transforms_active
 from sod_ops.reference import pyramid_conv2d as reference
 
 _OP = "pyramid_conv2d"
 _TWO_BYTES = (torch.bfloat16, torch.float16)
+# On a CPU, up to so many pixels of a branch (of all samples) are multiplied with a 3x3 kernel as it lies in memory, in the
+# forward and for the gradient of the weight. Sorting the kernel by taps costs as much as 100 pixels' products.
+_FEW_PIXELS, _FEW_PIXELS_OF_GRADIENT = 48, 24
 
 
 class _Options(NamedTuple):
@@ -30,15 +34,15 @@ class _Options(NamedTuple):
     def nearest(self) -> bool:
         return self.mode == "nearest"
 
-    def channels(self, x: Tensor | None, branches: Sequence[Tensor]) -> tuple[slice, list[slice], slice]:
-        """The input channels of the weight that belong to x, to each branch, and to all branches."""
+    def channels(self, x: Tensor | None, branches: Sequence[Tensor]) -> tuple[slice, list[slice]]:
+        """The input channels of the weight that belong to x, and to each branch."""
         own = 0 if x is None else x.shape[1]
-        start = begin = own if self.x_first else 0
+        start = own if self.x_first else 0
         of_branches = []
         for branch in branches:
             of_branches.append(slice(start, start + branch.shape[1]))
             start += branch.shape[1]
-        return slice(0, own) if self.x_first else slice(start, start + own), of_branches, slice(begin, start)
+        return slice(0, own) if self.x_first else slice(start, start + own), of_branches
 
 
 def pyramid_conv2d(
@@ -58,7 +62,8 @@ def pyramid_conv2d(
     up() is ``torch.nn.functional.interpolate`` to the size of ``x``. The convolution over ``x`` is PyTorch's own. A branch
     is multiplied with the kernel's taps at its own size, and one pass over the output adds the interpolated products:
     exact, because interpolation is linear, and for a fraction of the multiplications. The backward is of the same kind.
-    Neither an upsampled map nor the concatenation ever exists; the backward keeps ``x``, the branches and the weight.
+    Neither an upsampled map nor the concatenation ever exists; the backward keeps ``x``, the branches and the weight. (On a
+    CPU a branch that is cheaper to upsample first, such as one of few channels and nearly the size of ``x``, is.)
 
     Args:
         x: ``[N, C, H, W]``, float32, float64, bfloat16 or float16, or None: only branches, upsampled to ``size``.
@@ -108,12 +113,34 @@ def _call(options: _Options, x: Tensor | None, weight: Tensor, bias: Tensor | No
         kernels = _select.traced(device_type) if compiling else _select(device_type)
     if kernels is None:
         return _reference(options, x, weight, bias, *branches)
+    if device_type == "cpu" and branches:
+        dear = [not pays_before_upsampling(branch, weight, options.size) for branch in branches]
+        if all(dear):
+            return _reference(options, x, weight, bias, *branches)
+        if any(dear):
+            options, x, weight, branches = _upsample(options, dear, x, weight, branches)
     if compiling or not torch.is_grad_enabled():
         return _forward(kernels, options, x, weight, bias, branches)
     tensors = (x, weight, bias, *branches)
     if any(t is not None and t.requires_grad for t in tensors):
         return _PyramidConv2d.apply(kernels, options, *tensors)
     return _forward(kernels, options, x, weight, bias, branches)
+
+
+def _upsample(
+    options: _Options, dear: Sequence[bool], x: Tensor | None, weight: Tensor, branches: Sequence[Tensor]
+) -> tuple[_Options, Tensor, Tensor, tuple[Tensor, ...]]:
+    """The same call with those branches upsampled and concatenated with x that are dear at their own size."""
+    of_x, of_branches = options.channels(x, branches)
+    maps = [] if x is None else [x]
+    first = [] if x is None else [weight[:, of_x]]
+    for branch, of, upsampled in zip(branches, of_branches, dear, strict=True):
+        if upsampled:
+            maps.append(reference.upsample(branch, *options.size, options.align_corners, options.nearest))
+            first.append(weight[:, of])
+    kept = [(branch, of) for branch, of, upsampled in zip(branches, of_branches, dear, strict=True) if not upsampled]
+    weight = torch.cat([*first, *(weight[:, of] for _, of in kept)], 1)
+    return options._replace(x_first=True), torch.cat(maps, 1), weight, tuple(branch for branch, _ in kept)
 
 
 def _reference(options: _Options, x: Tensor | None, weight: Tensor, bias: Tensor | None, *branches: Tensor) -> Tensor:
@@ -129,7 +156,7 @@ def _forward(
     branches: Sequence[Tensor],
 ) -> Tensor:
     """The second form of sod_ops/reference/pyramid_conv2d.py, in operators that autograd knows."""
-    of_x, of_branches, of_all = options.channels(x, branches)
+    of_x, of_branches = options.channels(x, branches)
     if x is not None and x.shape[1]:
         y = functional.conv2d(x, weight[:, of_x], bias, padding=options.padding)
     else:
@@ -139,14 +166,20 @@ def _forward(
             y = y + bias.view(1, -1, 1, 1)
     if not branches:
         return y
-    taps = _by_tap(weight[:, of_all])
-    products = [
-        _product(_pixels(branch), taps[:, of.start - of_all.start : of.stop - of_all.start].T).view(
-            branch.shape[0], branch.shape[2], branch.shape[3], weight.shape[2] * weight.shape[3], weight.shape[0]
-        )
-        for branch, of in zip(branches, of_branches, strict=True)
-    ]
+    products = [_product(branch, weight[:, of]) for branch, of in zip(branches, of_branches, strict=True)]
     return kernels.forward(_dense(y), products, options.align_corners, options.nearest)
+
+
+def _product(branch: Tensor, weight: Tensor) -> Tensor:
+    """``branch`` times every tap of ``weight [C_out, C_i, K, K]``: ``[N, H_i, W_i, K * K, C_out]``."""
+    pixels, channels = _pixels(branch), weight.shape[0]
+    taps = weight.shape[2] * weight.shape[3]
+    if taps > 1 and not branch.is_cuda and pixels.shape[0] <= _FEW_PIXELS:
+        by_channel = _matrix_product(pixels.expand(channels, *pixels.shape), weight.flatten(2))
+        product = by_channel.permute(1, 2, 0).contiguous()
+    else:
+        product = _matrix_product(pixels, _by_tap(weight).T)
+    return product.view(branch.shape[0], branch.shape[2], branch.shape[3], taps, channels)
 
 
 def _by_tap(weight: Tensor) -> Tensor:
@@ -159,7 +192,7 @@ def _pixels(branch: Tensor) -> Tensor:
     return branch.permute(0, 2, 3, 1).reshape(-1, branch.shape[1])
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def _matrix_product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` of the dtype that sums are taken in. What it returns is interpolated and added up, unrounded."""
     if a.dtype not in _TWO_BYTES:
         return a @ b
@@ -209,11 +242,10 @@ def _backward(
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     """The gradients of x, weight, bias and every branch, None where it is not needed."""
-    of_x, of_branches, of_all = options.channels(x, branches)
+    of_x, of_branches = options.channels(x, branches)
     need_x, need_weight, need_bias, *need_branches = needed
     grad_output = _dense(grad_output)
-    grad_weight = torch.empty_like(weight) if need_weight else None
-    grad_x = grad_bias = None
+    grad_x = grad_own = grad_bias = None
     if x is not None and x.shape[1]:
         grad_x, grad_own, grad_bias = torch.ops.aten.convolution_backward(
             grad_output,
@@ -228,12 +260,14 @@ def _backward(
             1,
             [need_x, need_weight, need_bias],
         )
-        if grad_weight is not None:
-            grad_weight[:, of_x] = grad_own
-            del grad_own
     else:
         grad_x = None if x is None else torch.empty_like(x)
         grad_bias = grad_output.sum((0, 2, 3)) if need_bias else None
+    # Not before the convolution's own needs are over: the weight of a head is larger than its maps.
+    grad_weight = torch.empty_like(weight) if need_weight else None
+    if grad_weight is not None and grad_own is not None:
+        grad_weight[:, of_x] = grad_own
+    del grad_own
     grad_branches: list[Tensor | None] = [None] * len(branches)
     if branches and (need_weight or any(need_branches)):
         grad_products = kernels.backward(
@@ -244,23 +278,30 @@ def _backward(
             options.align_corners,
             options.nearest,
         )
-        taps = _by_tap(weight[:, of_all])
         for i, (branch, of) in enumerate(zip(branches, of_branches, strict=True)):
-            grad_product = grad_products[i].view(-1, taps.shape[0])
+            grad_product = grad_products[i].flatten(0, 2)
             # float16 keeps float32: sums over the upsampled map may be beyond its range.
             if grad_output.is_cuda and grad_output.dtype == torch.bfloat16:
                 grad_product = grad_product.to(torch.bfloat16)
-            accumulator = grad_product.dtype
             if need_branches[i]:
-                own = taps[:, of.start - of_all.start : of.stop - of_all.start]
-                pixels = grad_product @ own.to(accumulator)
+                by_tap = _by_tap(weight[:, of]).to(grad_product.dtype)
+                pixels = grad_product.flatten(1) @ by_tap
                 grad_branch = pixels.view(branch.shape[0], *branch.shape[2:], branch.shape[1]).permute(0, 3, 1, 2)
                 grad_branches[i] = torch.empty_like(branch).copy_(grad_branch)
             if grad_weight is not None:
-                by_tap = grad_product.T @ _pixels(branch).to(accumulator)
-                kernel, channels = weight.shape[2], weight.shape[0]
-                grad_weight[:, of] = by_tap.view(kernel, kernel, channels, -1).permute(2, 3, 0, 1)
+                grad_weight[:, of] = _weight_gradient(grad_product, _pixels(branch), weight.shape[2])
     return [grad_x if need_x else None, grad_weight, grad_bias, *grad_branches]
+
+
+def _weight_gradient(grad_product: Tensor, pixels: Tensor, kernel: int) -> Tensor:
+    """A branch's part of the weight's gradient from that of its products, ``[pixels, K * K, C_out]``."""
+    channels = grad_product.shape[2]
+    pixels = pixels.to(grad_product.dtype)
+    if kernel > 1 and not pixels.is_cuda and pixels.shape[0] <= _FEW_PIXELS_OF_GRADIENT:
+        as_it_lies = pixels.T.expand(channels, *pixels.T.shape) @ grad_product.permute(2, 0, 1).contiguous()
+        return as_it_lies.unflatten(2, (kernel, kernel))
+    by_tap = grad_product.flatten(1).T @ pixels
+    return by_tap.view(kernel, kernel, channels, -1).permute(2, 3, 0, 1)
 
 
 def _fake_forward(y: Tensor, products: list[Tensor], align_corners: bool, nearest: bool) -> Tensor:

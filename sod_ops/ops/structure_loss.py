@@ -98,7 +98,7 @@ def _fake_backward(
     return [torch.empty_like(head) for head in logits]
 
 
-_loss = HeadsLoss(_OP, reference=reference, forward=_fake_forward, backward=_fake_backward, native=("cpu",))
+_loss = HeadsLoss(_OP, reference=reference, forward=_fake_forward, backward=_fake_backward, native=("cpu", "cuda"))
 
 
 def check_structure_options(op: str, kernel_size: object, as_published: object, reduction: object) -> None:

@@ -1,6 +1,5 @@
 """The losses of overlap on logits, IoU, Dice and Tversky: the public functions and their checks."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -187,12 +186,13 @@ def _fake_backward(
     return [torch.empty_like(head) for head in logits]
 
 
-_loss = HeadsLoss("tversky_loss", reference=reference, forward=_fake_forward, backward=_fake_backward, native=("cpu",))
+_loss = HeadsLoss(
+    "tversky_loss", reference=reference, forward=_fake_forward, backward=_fake_backward, native=("cpu", "cuda")
+)
 
 
 def check_overlap_options(op: str, reduction: object, **numbers: object) -> None:
     """ValueError or TypeError for what neither the functions nor their modules take."""
     for argument, value in numbers.items():
-        if not 0 <= _checks.check_number(op, argument, value) < math.inf:
-            _checks.bad_value(op, argument, "finite and 0 or more", value)
+        _checks.check_not_negative(op, argument, value)
     _checks.check_choice(op, "reduction", reduction, REDUCTIONS)

@@ -39,7 +39,7 @@ def pyramid_conv2d(
     output_size = size if x is None else x.shape[2:]
     assert output_size is not None  # what sod_ops.pyramid_conv2d has checked
     height, width = output_size
-    maps = [_interpolate(branch, height, width, align_corners, mode == "nearest") for branch in branches]
+    maps = [upsample(branch, height, width, align_corners, mode == "nearest") for branch in branches]
     if x is not None:
         maps = [x, *maps] if x_first else [*maps, x]
     return functional.conv2d(torch.cat(maps, 1), weight, bias, padding=padding)
@@ -54,13 +54,14 @@ def add_products(y: Tensor, products: Sequence[Tensor], align_corners: bool, nea
         kernel = 3 if taps == 9 else 1
         pad = kernel // 2
         for tap in range(taps):
-            up = _interpolate(product[:, :, :, tap].permute(0, 3, 1, 2), height, width, align_corners, nearest)
+            up = upsample(product[:, :, :, tap].permute(0, 3, 1, 2), height, width, align_corners, nearest)
             ky, kx = divmod(tap, kernel)
             total = total + functional.pad(up, (pad - kx, kx - pad, pad - ky, ky - pad))
     return total.to(y.dtype)
 
 
-def _interpolate(branch: Tensor, height: int, width: int, align_corners: bool, nearest: bool) -> Tensor:
+def upsample(branch: Tensor, height: int, width: int, align_corners: bool, nearest: bool) -> Tensor:
+    """``branch`` at the size of the output."""
     if nearest:
         return functional.interpolate(branch, size=(height, width), mode="nearest")
     return functional.interpolate(branch, size=(height, width), mode="bilinear", align_corners=align_corners)

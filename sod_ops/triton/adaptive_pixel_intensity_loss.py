@@ -34,6 +34,7 @@ from sod_ops.triton._heads import (
 )
 from sod_ops.triton._planes import device_guard
 from sod_ops.triton._rows import SUM_BLOCK, store
+from sod_ops.triton.cross_entropy import cross_entropy_derivative, cross_entropy_of
 
 _WINDOWS = (3, 15, 31)
 
@@ -110,10 +111,8 @@ def intensity_sums_kernel(
     p = load_tile(probabilities, sample, row, column, inside, x_n_step, x_h_step, x_w_step, dtype)
     y = load_tile(mask, sample, row, column, inside, y_n_step, y_h_step, y_w_step, dtype)
     w = load_tile(weights, sample, row, column, inside, height * width, width, 1, dtype)
-    positive = tl.maximum(tl.log(p), -100.0, propagate_nan=tl.PropagateNan.ALL)
-    negative = tl.maximum(log_of_rest(p), -100.0, propagate_nan=tl.PropagateNan.ALL)
     # Beyond the map everything is 0, and so is all that it adds.
-    cross_entropy = -(y * positive + (1.0 - y) * negative)
+    cross_entropy = cross_entropy_of(p, y)
     error = tl.abs(p - y)
     if not PUBLISHED:
         cross_entropy *= w
@@ -123,14 +122,6 @@ def intensity_sums_kernel(
     tl.store(part + 1, tl.sum(tl.sum(error, 1), 0))
     tl.store(part + 2, tl.sum(tl.sum(w * p * y, 1), 0))
     tl.store(part + 3, tl.sum(tl.sum(w * (p + y), 1), 0))
-
-
-@triton.jit
-def log_of_rest(p):
-    """log(1 - p), exact for a small p too: the logarithm of what 1 - p is rounded to, and a correction for the rest."""
-    rest = 1.0 - p
-    lost = (1.0 - rest) - p
-    return tl.where(rest > 0.0, tl.log(rest) + lost / tl.where(rest > 0.0, rest, 1.0), tl.log(rest))
 
 
 @triton.jit(do_not_specialize=("samples", "pixels", "count", "weight", "g_step"))
@@ -234,8 +225,7 @@ def intensity_gradient_kernel(
     overlap = tl.load(of_sample + 4).to(dtype) * y + tl.load(of_sample + 5).to(dtype)
     difference = p - y
     sign = tl.where(difference > 0.0, 1.0, tl.where(difference < 0.0, -1.0, 0.0)).to(dtype)
-    least = tl.full((), 9.999999960041972e-13, dtype)  # 1e-12 as a float, which PyTorch has in float64 too
-    value = cross_entropy * (difference / tl.maximum((1.0 - p) * p, least)) + error * sign + w * overlap
+    value = cross_entropy * cross_entropy_derivative(p, y) + error * sign + w * overlap
     store(gradient + sample * g_n_step + row * g_h_step + column * g_w_step, value, inside)
 
 

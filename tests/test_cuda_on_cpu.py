@@ -1,0 +1,152 @@
+"""CUDA kernels, run on the CPU (cuda_on_cpu), hold to the contract that the others hold to."""
+
+import importlib
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import cuda_on_cpu
+import pytest
+import torch
+from cases import FLOATING
+from conftest import Backend
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_structure_loss import LAYOUTS, REDUCTIONS
+
+from sod_ops.backends import Kernels
+
+# The losses of heads, and the options that each is tried with.
+OPS: dict[str, list[dict[str, Any]]] = {
+    "tversky_loss": [{"alpha": 0.3, "beta": 0.7}],
+    "structure_loss": [{"kernel_size": 7}, {"kernel_size": 41}, {"kernel_size": 5, "as_published": True}],
+    "adaptive_pixel_intensity_loss": [{}, {"as_published": True}],
+}
+# One block to a sample and several; rows in packs and not; a pixel.
+SHAPES = ((2, 1, 40, 48), (3, 1, 19, 21), (1, 1, 65, 64), (1, 1, 1, 1))
+BOXES = ("box_iou_loss", "complete_box_iou")
+# Each is served by the kernels under test.
+CPU = Backend("cpu", "cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """In the place of the CPU's."""
+    cuda_on_cpu.build([*OPS, *BOXES, "scale_gradient"], tmp_path_factory.mktemp("cuda_on_cpu"))
+    operators = getattr(torch.ops, cuda_on_cpu.NAMESPACE)
+    with pytest.MonkeyPatch.context() as patch:
+        for op in (*OPS, *BOXES):
+            module = importlib.import_module(f"sod_ops.ops.{op}")
+            select = module._loss.select if op in OPS else module._select
+            forward, backward = getattr(operators, op).default, getattr(operators, f"{op}_backward").default
+            patch.setitem(select._kernels, "cpu", Kernels(forward, backward, check_arguments=True))
+            patch.setattr(select, "_chosen", {})
+        yield
+
+
+@pytest.fixture(params=[False, True], ids=["threads_in_order", "threads_reversed"])
+def order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads take turns in either order: what one reads must not depend on whether another was there already."""
+    if request.param:
+        monkeypatch.setenv("CUDA_ON_CPU_REVERSED", "1")
+
+
+def module_of(op: str) -> ModuleType:
+    """The op's own tests: make() gives inputs, check() holds a backend to the reference in float64."""
+    return importlib.import_module(f"test_{op}")
+
+
+CASES = [pytest.param(op, options, id=f"{op}-{i}") for op, all_of in OPS.items() for i, options in enumerate(all_of)]
+
+
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize(("op", "options"), CASES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes(op: str, options: dict[str, Any], shape: tuple[int, ...]) -> None:
+    tests = module_of(op)
+    for reduction in REDUCTIONS:
+        tests.check(CPU, tests.make(shape, heads=2), **options, weights=[1.0, 0.5], reduction=reduction)
+
+
+@pytest.mark.parametrize(("op", "options"), CASES)
+def test_more_heads_than_a_launch_takes(op: str, options: dict[str, Any]) -> None:
+    tests = module_of(op)
+    for reduction in REDUCTIONS:
+        given = tests.make((3, 1, 6, 6), heads=17)
+        tests.check(CPU, given, **options, weights=[0.1 * h for h in range(17)], reduction=reduction)
+
+
+@pytest.mark.parametrize(("op", "options"), CASES)
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(
+    shape=st.tuples(st.integers(1, 5), st.just(1), st.integers(1, 40), st.integers(1, 40)),
+    layout=st.sampled_from(["contiguous", *LAYOUTS]),
+    dtype=st.sampled_from(FLOATING),
+    mask_dtype=st.sampled_from([*FLOATING, torch.bool, torch.uint8, torch.int64]),
+    heads=st.integers(1, 3),
+    reduction=st.sampled_from(REDUCTIONS),
+)
+def test_any_shape(
+    op: str,
+    options: dict[str, Any],
+    shape: tuple[int, int, int, int],
+    layout: str,
+    dtype: torch.dtype,
+    mask_dtype: torch.dtype,
+    heads: int,
+    reduction: str,
+) -> None:
+    tests = module_of(op)
+    given = tests.make(shape, dtype, heads=heads, layout=layout, mask_dtype=mask_dtype)
+    tests.check(CPU, given, **options, reduction=reduction)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("shape", [(0, 1, 4, 4), (2, 1, 0, 4), (2, 1, 4, 0)], ids=str)
+def test_empty(op: str, shape: tuple[int, ...], reduction: str) -> None:
+    module_of(op).test_empty(CPU, shape, reduction, *([1.0] if op == "tversky_loss" else []))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_number_is_written_before_it_is_read(op: str) -> None:
+    """New memory is full of NaN here."""
+    tests = module_of(op)
+    torch.use_deterministic_algorithms(True)
+    try:
+        tests.check(CPU, tests.make((3, 1, 37, 29), heads=2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("order")
+@pytest.mark.parametrize("counts", [(1, 1), (37, 53), (3, 2203)], ids=str)
+def test_boxes(counts: tuple[int, int]) -> None:
+    """All pairs, and the losses of as many pairs as one block takes and more."""
+    module_of("complete_box_iou").test_counts_and_dtypes(CPU, torch.float32, counts)
+    tests = module_of("box_iou_loss")
+    boxes = [tests.random_boxes(counts[1], torch.float32, "cpu") for _ in range(2)]
+    for loss in ("generalized_box_iou_loss", "distance_box_iou_loss", "complete_box_iou_loss"):
+        for reduction in REDUCTIONS:
+            tests.check(CPU, loss, *boxes, reduction)
+
+
+@pytest.mark.parametrize("counts", [(0, 5), (5, 0), (0, 0)], ids=str)
+def test_no_boxes(counts: tuple[int, int]) -> None:
+    module_of("complete_box_iou").test_empty(CPU, torch.float32, counts)
+    for reduction in REDUCTIONS:
+        module_of("box_iou_loss").test_empty(CPU, "complete_box_iou_loss", reduction, torch.float32)
+
+
+@pytest.mark.parametrize("as_published", [False, True])
+@pytest.mark.parametrize("value", [-0.25, 1.5, float("nan")])
+def test_what_is_no_probability_makes_its_samples_loss_nan(value: float, as_published: bool) -> None:
+    """On a GPU nobody waits for the device to say so."""
+    tests = module_of("adaptive_pixel_intensity_loss")
+    given = tests.make((2, 1, 37, 19))
+    probabilities = given.heads[0].clone()
+    probabilities[1, 0, 36, 18] = value
+    operator = getattr(torch.ops, cuda_on_cpu.NAMESPACE).adaptive_pixel_intensity_loss.default
+    losses, _ = operator([probabilities], given.mask, as_published, [1.0], 0, False)
+    # As published, a sample's loss has a mean over all samples in it.
+    assert losses.isnan().tolist() == [as_published, True]
