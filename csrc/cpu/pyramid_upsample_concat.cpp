@@ -207,7 +207,8 @@ void backward_planar(const Geometry& g, const T* grad, const std::vector<T*>& gr
     memory_size = std::max(memory_size, kResizedPlanes * (branch.height * padded + branch.width));
   }
   const auto count = static_cast<int64_t>(blocks.size());
-  parallel_tasks(g.samples * count, kResizedPlanes * g.pixels(), [&](int64_t first, int64_t last) {
+  const int64_t planes = (g.channels - g.x_channels) / count;  // of a block, on average
+  parallel_tasks(g.samples * count, planes * g.pixels(), [&](int64_t first, int64_t last) {
     auto memory = scratch<Acc<T>>(memory_size);
     for (int64_t task = first; task < last; ++task) {
       const int64_t n = task / count;
