@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import BatchNorm2d, Conv2d, Module, ModuleList, ReLU, Sequential
+from torch.nn import BatchNorm2d, Conv2d, Module, ModuleList, ReLU, Sequential, functional
 
 from sod_ops.ops import _checks
 from sod_ops.ops.pyramid_conv2d import pyramid_conv2d
@@ -58,6 +58,7 @@ class _Pyramid(Module):
         layers.check(name)
         for argument, flag in (("align_corners", align_corners), ("x_first", x_first)):
             _checks.check_bool(name, argument, flag)
+        self.in_channels = in_channels
         self.bins = tuple(bins)
         self.align_corners = align_corners
         self.x_first = x_first
@@ -66,17 +67,42 @@ class _Pyramid(Module):
     def pooled(self, x: Tensor) -> list[Tensor]:
         """Every level of ``x`` through its branch, at its own size."""
         levels = pyramid_pool(x, self.bins)
-        return [branch(level) for branch, level in zip(self.branches, levels, strict=True)]
+        if x.shape[1] != self.in_channels:
+            expected = f"of shape [N, {self.in_channels}, H, W]"
+            _checks.bad_value(type(self).__name__, "x", expected, _checks.shape_of(x))
+        pooled = []
+        branch: Any
+        for branch, level in zip(self.branches, levels, strict=True):
+            convolution, *rest = branch
+            y = _convolve(convolution, level)
+            for module in rest:
+                y = module(y)
+            pooled.append(y)
+        return pooled
 
     def extra_repr(self) -> str:
         return f"bins={self.bins}, align_corners={self.align_corners}, x_first={self.x_first}"
+
+
+def _convolve(convolution: Any, level: Tensor) -> Tensor:
+    """``convolution(level)``, 1x1: on a CPU a matrix product, which takes a third of the time on so few pixels."""
+    if type(convolution) is not Conv2d or not level.is_cpu:
+        return convolution(level)
+    weight, bias = convolution.weight.flatten(1), convolution.bias
+    samples, channels, height, width = level.shape
+    pixels = level.permute(0, 2, 3, 1).reshape(-1, channels)
+    if level.is_contiguous(memory_format=torch.channels_last) and height * width > 1:
+        return functional.linear(pixels, weight, bias).view(samples, height, width, len(weight)).permute(0, 3, 1, 2)
+    product = weight @ pixels.T if bias is None else torch.addmm(bias[:, None], weight, pixels.T)
+    return product.view(len(weight), samples, height, width).transpose(0, 1).contiguous()
 
 
 class PyramidPooling(_Pyramid):
     """Pyramid pooling module: levels of pooled x, each convolved 1x1, upsampled and concatenated with x.
 
     :func:`sod_ops.pyramid_pool`, then for every level a branch of convolution, norm and activation on its few pixels, which
-    are PyTorch's modules, then :func:`sod_ops.pyramid_upsample_concat`.
+    are PyTorch's modules, then :func:`sod_ops.pyramid_upsample_concat`. On a CPU the convolutions are computed as matrix
+    products and never called: hooks on them don't run.
 
     The state_dict holds ``branches.<i>.0.weight`` ``[channels, C, 1, 1]``, its bias where there is no norm, and what the
     norms ``branches.<i>.1`` hold.
@@ -99,7 +125,8 @@ class PyramidPooling(_Pyramid):
 
     Raises:
         TypeError: an argument is not of the type named above.
-        ValueError: a number of channels or a bin is below 1, there are no bins, or C is smaller than their number.
+        ValueError: a number of channels or a bin is below 1, there are no bins, or C is smaller than their number; in a
+            call, the input has other channels.
 
     Source:
         Zhao et al.: Pyramid Scene Parsing Network, CVPR 2017.
