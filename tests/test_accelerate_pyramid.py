@@ -80,9 +80,11 @@ class Case(NamedTuple):
     swapped: list[str]
     size: tuple[int, int] = (160, 96)  # of the image: the coarsest map is 5 x 3, of which few bins divide a side
     calls: int = 2  # of the fused convolution
+    pools: bool = True
 
 
 UPERNET = ["UPerNetDecoder", "PSPModule"]
+UNET = (32, 24, 16, 12, 8)
 SMALL = {"encoder_weights": None}
 MODELS = {
     "UPerNet": Case(lambda: smp.UPerNet("resnet18", decoder_channels=32, **SMALL), UPERNET),
@@ -95,6 +97,30 @@ MODELS = {
         ["PSPDecoder"],
         (72, 56),
         1,
+    ),
+    "Unet": Case(
+        partial(smp.Unet, "resnet18", decoder_channels=UNET, **SMALL), ["UnetDecoderBlock"] * 5, (64, 96), 5, False
+    ),
+    "Unet-bilinear": Case(
+        partial(smp.Unet, "resnet18", decoder_channels=UNET, decoder_interpolation="bilinear", **SMALL),
+        ["UnetDecoderBlock"] * 5,
+        (64, 96),
+        5,
+        False,
+    ),
+    "UnetPlusPlus": Case(
+        partial(smp.UnetPlusPlus, "resnet18", decoder_channels=UNET, **SMALL),
+        ["DecoderBlock"] * 11,
+        (64, 96),
+        11,
+        False,
+    ),
+    "MAnet": Case(
+        partial(smp.MAnet, "resnet18", decoder_channels=UNET, decoder_pab_channels=8, **SMALL),
+        ["DecoderBlock"],
+        (64, 96),
+        1,
+        False,
     ),
     "transformers-UPerNet": Case(transformers_upernet, ["UperNetHead", "UperNetPyramidPoolingModule"]),
     "transformers-BEiT": Case(
@@ -172,7 +198,7 @@ def test_example_inputs_prove_the_swaps(name: str) -> None:
     assert [kind for _, kind in report.swapped] == MODELS[name].swapped, report
 
 
-@pytest.mark.parametrize("name", ["UPerNet", "PSPNet", "transformers-UPerNet"])
+@pytest.mark.parametrize("name", ["UPerNet", "PSPNet", "Unet", "transformers-UPerNet"])
 def test_training_follows_the_same_losses(name: str, fused_calls: list[Any]) -> None:
     """20 steps with batch norm in training mode, in float64, where what differs is rounding and not its growth."""
     model, x = build(name)
@@ -243,7 +269,7 @@ def test_all_pools_of_a_pyramid_are_one_pass(name: str, monkeypatch: pytest.Monk
     sod_ops.accelerate(model)
     with torch.no_grad():
         model(x)
-    assert calls == [[1, 2, 3, 6]]
+    assert calls == [[1, 2, 3, 6]] * MODELS[name].pools
 
 
 @pytest.mark.parametrize("name", ["mmseg-PSPHead", "mmseg-UPerHead", "transformers-UPerNet"])
@@ -257,6 +283,27 @@ def test_a_pyramid_is_served_where_its_head_is_not(name: str, fused_calls: list[
     assert ["dilation=(2, 2)" in reason for _, _, reason in report.left] == [True]
     assert_same(output_and_gradients(model, x.double()), expected, MODEL_TOLERANCE)
     assert not fused_calls
+
+
+def test_unet_blocks_with_attention_are_left_alone() -> None:
+    """scSE reads the concatenation that the fused convolution never builds."""
+    model = smp.Unet("resnet18", decoder_attention_type="scse", decoder_channels=UNET, **SMALL)
+    left = [reason for _, kind, reason in sod_ops.accelerate(model).left if kind == "UnetDecoderBlock"]
+    assert ["attention1" in reason for reason in left] == [True] * 5
+
+
+def test_unet_blocks_with_a_hook_or_other_sizes_run_their_own_way(fused_calls: list[Any]) -> None:
+    model, x = build("Unet")
+    sod_ops.accelerate(model)
+    block: Any = model.decoder.blocks[1]  # type: ignore[union-attr,index]
+    seen: list[Any] = []
+    block.attention1.register_forward_hook(lambda *a: seen.append(a))
+    with torch.no_grad():
+        model(x)
+    assert len(seen) == 1
+    assert len(fused_calls) == 4
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+        block(torch.randn(1, 32, 4, 4), 8, 8, torch.randn(1, 128, 9, 8))
 
 
 def test_a_pool_of_another_kind_runs_itself(fused_calls: list[Any]) -> None:

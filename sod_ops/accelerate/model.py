@@ -37,7 +37,8 @@ def accelerate(
     ``SCSEModule``); and the pyramid pools and the convolutions over upsampled maps in the PSPNet and UPerNet heads of
     segmentation_models_pytorch (``PSPDecoder``; ``PSPModule``, ``UPerNetDecoder``), transformers (``UperNetHead``, the
     ``UperHead`` of BEiT and Data2Vec, and their ``PyramidPoolingModule``) and mmseg (``PSPHead``, ``UPerHead``, ``PPM``),
-    whose other layers stay as they are. A class is known by its import path; subclasses are left alone, and so is every
+    and in the decoder blocks of segmentation_models_pytorch's Unet, UnetPlusPlus and MAnet without attention (whose
+    other layers stay as they are). A class is known by its import path; subclasses are left alone, and so is every
     block with something in it that the fused op does not compute.
 
     Only the instances' ``forward`` changes. Classes, parameters, state_dict, hooks on the modules and train/eval stay;

@@ -111,9 +111,17 @@ def serves(head: Any, block: Block, x: Any) -> bool:
 
 
 def convolve(
-    head: Any, block: Block, x: Tensor, branches: Sequence[Tensor], *, align_corners: bool, x_first: bool
+    head: Any,
+    block: Block,
+    x: Tensor | None,
+    branches: Sequence[Tensor],
+    *,
+    align_corners: bool = False,
+    x_first: bool,
+    mode: str = "bilinear",
+    size: tuple[int, int] | None = None,
 ) -> Tensor:
-    """``head(cat[x, branches upsampled to the size of x])``, from the weights that it has now."""
+    """``head(cat[x, branches upsampled to the size of x])``, from the weights that it has now; without x, to ``size``."""
     convolution, rest = block.of(head)
     y = pyramid_conv2d(
         x,
@@ -123,6 +131,8 @@ def convolve(
         padding=convolution.padding[0],
         align_corners=align_corners,
         x_first=x_first,
+        mode=mode,
+        size=size,
     )
     for module in rest:
         y = module(y)

@@ -101,6 +101,66 @@ def _upernet_forward(module: Any, block: pyramid.Block, *args: Any, **kwargs: An
     return type(module).forward(module, *args, **kwargs)
 
 
+def _unet_block(module: torch.nn.Module) -> Swap:
+    return Swap(_unet_block_forward, _upsampling_convolution(module))
+
+
+def _doubling_block(module: torch.nn.Module) -> Swap:
+    return Swap(_doubling_block_forward, _upsampling_convolution(module))
+
+
+def _upsampling_convolution(module: Any) -> pyramid.Block:
+    if module.interpolation_mode not in ("nearest", "bilinear"):
+        raise NotServedError(f"its interpolation_mode is {module.interpolation_mode!r}, which has no fused form")
+    if not _reads_no_concatenation(module):
+        raise NotServedError("its attention1 reads the concatenation, or has hooks")
+    return pyramid.recognise("conv1", module.conv1, {})
+
+
+def _reads_no_concatenation(module: Any) -> bool:
+    """Whether nothing but conv1 does: MAnet's blocks have no attention, and those of the others may have none."""
+    outer = getattr(module, "attention1", None)
+    return outer is None or (type(outer.attention) is torch.nn.Identity and are_untouched((outer, outer.attention)))
+
+
+def _unet_block_forward(
+    module: Any,
+    block: pyramid.Block,
+    feature_map: Tensor,
+    target_height: int,
+    target_width: int,
+    skip_connection: Tensor | None = None,
+) -> Any:
+    """U-Net's: a map upsampled to the size that is given, then the skip connection, convolved."""
+    size = (target_height, target_width)
+    y = _upsample_and_convolve(module, block, feature_map, skip_connection, size)
+    return type(module).forward(module, feature_map, *size, skip_connection) if y is None else y
+
+
+def _doubling_block_forward(module: Any, block: pyramid.Block, x: Tensor, skip: Tensor | None = None) -> Any:
+    """U-Net++'s and MAnet's: the same, and the size is twice the map's."""
+    size = (2 * x.shape[2], 2 * x.shape[3]) if pyramid.serves_map(x) else (0, 0)
+    y = _upsample_and_convolve(module, block, x, skip, size)
+    return type(module).forward(module, x, skip) if y is None else y
+
+
+def _upsample_and_convolve(
+    module: Any, block: pyramid.Block, x: Tensor, skip: Tensor | None, size: tuple[int, int]
+) -> Tensor | None:
+    """What a decoder's block returns, or None where it has to run itself."""
+    if not _reads_no_concatenation(module) or not pyramid.serves(module.conv1, block, x):
+        return None
+    mode = module.interpolation_mode
+    if skip is None:
+        y = pyramid.convolve(module.conv1, block, None, [x], x_first=False, mode=mode, size=size)
+    elif tuple(skip.shape[2:]) == size:
+        y = pyramid.convolve(module.conv1, block, skip, [x], x_first=False, mode=mode)
+    else:
+        return None
+    y = module.conv2(y)
+    return module.attention2(y) if hasattr(module, "attention2") else y
+
+
 def _is_plain_sequential(module: torch.nn.Module) -> bool:
     return type(module) is torch.nn.Sequential and are_untouched((module,))
 
@@ -109,6 +169,9 @@ CLASSES = {
     "segmentation_models_pytorch.decoders.pspnet.decoder.PSPDecoder": _pspnet_decoder,
     "segmentation_models_pytorch.decoders.upernet.decoder.PSPModule": _upernet_pyramid,
     "segmentation_models_pytorch.decoders.upernet.decoder.UPerNetDecoder": _upernet_decoder,
+    "segmentation_models_pytorch.decoders.unet.decoder.UnetDecoderBlock": _unet_block,
+    "segmentation_models_pytorch.decoders.unetplusplus.decoder.DecoderBlock": _doubling_block,
+    "segmentation_models_pytorch.decoders.manet.decoder.DecoderBlock": _doubling_block,
     "segmentation_models_pytorch.base.modules.SCSEModule": _scse_module,
     "segmentation_models_pytorch.encoders._senet.SEModule": _senet_se_module,
     "segmentation_models_pytorch.encoders.mobileone.SEBlock": _mobileone_se_block,

@@ -9,6 +9,7 @@ from sod_ops.nn.squeeze_excite import SqueezeExcitation
 from sod_ops.nn.ssim import SSIM
 from sod_ops.nn.structure_loss import StructureLoss
 from sod_ops.nn.tversky_loss import DiceLoss, IoULoss, TverskyLoss
+from sod_ops.nn.upsample_concat_conv2d import UpsampleConcatConv2d
 
 __all__ = [
     "SSIM",
@@ -26,4 +27,5 @@ __all__ = [
     "SqueezeExcitation",
     "StructureLoss",
     "TverskyLoss",
+    "UpsampleConcatConv2d",
 ]
