@@ -29,6 +29,14 @@ MODELS = {
     "smp-Unet-scse": (lambda: smp.Unet("resnet18", encoder_weights=None, decoder_attention_type="scse"), 10),
 }
 
+# Attention on the concatenation of U-Net's blocks needs it; the attention itself is swapped.
+LEFT = {
+    "smp-Unet-scse": [
+        (f"decoder.blocks.{i}", "UnetDecoderBlock", "its attention1 reads the concatenation, or has hooks")
+        for i in range(5)
+    ]
+}
+
 
 def built(name):
     build, blocks = MODELS[name]
@@ -43,7 +51,7 @@ def test_outputs_and_gradients_are_the_same(name):
     expected = output_and_gradients(model, x)
     report = sod_ops.accelerate(model)
     assert len(report.swapped) == blocks
-    assert report.left == []
+    assert report.left == LEFT.get(name, [])
     assert_same(output_and_gradients(model, x), expected, MODEL_TOLERANCE)
     assert sod_ops.restore(model) == blocks
     with torch.no_grad():
