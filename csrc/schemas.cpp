@@ -28,7 +28,7 @@ STABLE_TORCH_LIBRARY(sod_ops, m) {
   m.def("complete_box_iou(Tensor boxes1, Tensor boxes2, float eps) -> Tensor");
   m.def("complete_box_iou_backward(Tensor grad_output, Tensor boxes1, Tensor boxes2, float eps, bool first, bool second) -> (Tensor, Tensor)");
   m.def("pyramid_pool(Tensor x, SymInt[] bins) -> Tensor[]");
-  m.def("pyramid_pool_backward(Tensor[] grads, SymInt[] bins, SymInt height, SymInt width, bool channels_last) -> Tensor");
+  m.def("pyramid_pool_backward(Tensor[] grads, SymInt[] bins, SymInt height, SymInt width, bool channels_last, Tensor? other=None) -> Tensor");
   m.def("pyramid_upsample_concat(Tensor x, Tensor[] branches, bool align_corners, bool x_first) -> Tensor");
   m.def("pyramid_upsample_concat_backward(Tensor grad_output, SymInt[] branch_shapes, bool align_corners, bool x_first, bool channels_last) -> Tensor[]");
   m.def("pyramid_conv2d(Tensor y, Tensor[] products, bool align_corners, bool nearest) -> Tensor");

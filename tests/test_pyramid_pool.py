@@ -14,6 +14,7 @@ from tolerances import assert_accurate
 from torch import Tensor
 
 import sod_ops
+from sod_ops.ops.pyramid_pool import pool_and_pass_on
 from sod_ops.reference import pyramid_pool as reference
 
 # Triton serves GPUs; a CUDA C++ kernel comes where it measurably beats Triton's.
@@ -151,6 +152,62 @@ def test_levels_that_are_not_used_need_no_gradient(backend: Backend) -> None:
     torch.testing.assert_close(leaf.grad, run(backend.name, x, zeros, BINS)[-1], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("of_other", ["contiguous", "channels_last", "slice"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_of_x_passed_on_is_added(backend: Backend, layout: str, of_other: str, dtype: torch.dtype) -> None:
+    """x and its levels, and a gradient for each: that of x also in channels behind others', as a concatenation has it."""
+    shape = (2, 3, 3, 4)
+    x = MapCase(shape, layout).build(dtype, "cpu")
+    grads = make_grads(x, (1, 2))
+    wider = MapCase((2, 8, 3, 4), layout if of_other == "slice" else of_other).build(dtype, "cpu")
+    other = (
+        wider[:, 5:]
+        if of_other == "slice"
+        else wider[:, :3].contiguous(
+            memory_format=torch.channels_last if of_other == "channels_last" else torch.contiguous_format
+        )
+    )
+
+    def gradient(name: str, dtype: torch.dtype) -> Tensor:
+        leaf = x.detach().to(dtype).requires_grad_()
+        with sod_ops.use_backend(name):
+            again, levels = pool_and_pass_on(leaf, (1, 2))
+        assert torch.equal(again, leaf)
+        outputs = (again, *levels)
+        incoming = [g.to(dtype) for g in (other, *grads)]
+        (found,) = torch.autograd.grad(outputs, leaf, incoming)
+        return found
+
+    actual = gradient(backend.name, dtype)
+    assert_accurate(actual, gradient("reference", dtype), gradient("reference", torch.float64), "x")
+    if backend.name != "reference":
+        assert actual.is_contiguous(
+            memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format
+        )
+
+
+def test_x_passed_on_needs_no_gradient_from_each(backend: Backend) -> None:
+    x = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
+    with sod_ops.use_backend(backend.name):
+        again, levels = pool_and_pass_on(x, (1, 2))
+        (only_x,) = torch.autograd.grad(again.sum(), x, retain_graph=True)
+        assert torch.equal(only_x, torch.ones_like(x))
+        (only_a_level,) = torch.autograd.grad(levels[1].sum(), x)
+        torch.testing.assert_close(only_a_level, torch.autograd.grad(F.adaptive_avg_pool2d(x, 2).sum(), x)[0])
+
+        def both(x: Tensor) -> Tensor:
+            again, levels = pool_and_pass_on(x, (1, 2))
+            return (again.square().sum((1, 2, 3)) * levels[1].square().sum((1, 2, 3))).sum()
+
+        few = x[:1, :2, :3, :2].detach().requires_grad_()
+        assert torch.autograd.gradcheck(both, few)
+        assert torch.autograd.gradgradcheck(both, few)
+        assert not pool_and_pass_on(x.detach(), (1, 2))[0].requires_grad
+        with pytest.raises(ValueError, match="bins"):
+            pool_and_pass_on(x, (0,))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_incoming_gradients_of_any_layout(backend: Backend, layout: str) -> None:
     x = MapCase((2, 6, 4, 3), layout).build(torch.float32, backend.device)
@@ -258,7 +315,8 @@ def test_operators_pass_opcheck(kernel_backend: Backend, layout: str) -> None:
     x = MapCase((2, 3, 4, 5), layout).build(torch.float32, kernel_backend.device)
     torch.library.opcheck(kernels.forward, (x.requires_grad_(), (1, 3)))
     levels = [level.detach() for level in kernels.forward(x, (1, 3))]
-    torch.library.opcheck(kernels.backward, (levels, (1, 3), 4, 5, layout == "channels_last"))
+    for other in ((), (x.detach(),)):
+        torch.library.opcheck(kernels.backward, (levels, (1, 3), 4, 5, layout == "channels_last", *other))
 
 
 def test_operators_called_directly_have_gradients(kernel_backend: Backend) -> None:
@@ -379,6 +437,9 @@ def test_operators_refuse_what_would_read_out_of_bounds() -> None:
         (grads, (1, 2), 0, 5, False),
         (grads, (1, 2), 4, 5, True),
         ([grads[0], grads[1].double()], (1, 2), 4, 5, False),
+        (grads, (1, 2), 4, 5, False, X.double()),
+        (grads, (1, 2), 4, 5, False, X[:, :, 1:]),
+        (grads, (1, 2), 4, 5, False, X.to(memory_format=torch.channels_last)),
     ):
         with pytest.raises(RuntimeError, match="pyramid_pool"):
             operators.pyramid_pool_backward(*arguments)

@@ -2,6 +2,8 @@
 #include "../simd/pyramid_pool.h"
 
 #include <algorithm>
+#include <array>
+#include <optional>
 #include <vector>
 
 #include "../dtype.h"
@@ -130,10 +132,23 @@ void pool_interleaved(const Geometry& g, Samples<const T> x, const std::vector<T
   }
 }
 
+// The gradients of the levels, and that which x has from elsewhere; its data is null where there is none.
 template <typename T>
-void spread_planar(const Geometry& g, const std::vector<const T*>& grads, T* grad_x, bool stream) {
+struct Gradients {
+  std::vector<const T*> levels;
+  Samples<const T> other;
+
+  const T* other_at(const MapShape& shape, int64_t n, int64_t channel, int64_t pixel) const {
+    if (other.data == nullptr) return nullptr;
+    return other.at(shape, n, channel, pixel) + (shape.planar ? pixel : 0);
+  }
+};
+
+template <typename T>
+void spread_planar(const Geometry& g, const Gradients<T>& grads, T* grad_x, bool stream) {
   using Index = typename PyramidPoolKernels<T>::Index;
   const CellGrid grid = g.all();
+  const MapShape shape{g.channels, g.pixels(), true};
   std::vector<Index> columns(g.width);
   for (int64_t j = 0; j < grid.columns.cells; ++j) {
     std::fill(columns.begin() + grid.columns.edges[j], columns.begin() + grid.columns.edges[j + 1],
@@ -148,42 +163,45 @@ void spread_planar(const Geometry& g, const std::vector<const T*>& grads, T* gra
       const int64_t plane = n * g.channels + block * kPlanarChannels;
       const CellGrid planes = g.block(block);
       Acc<T>* to = shares.get();
-      for (size_t k = 0; k < grads.size(); ++k) {
+      for (size_t k = 0; k < grads.levels.size(); ++k) {
         const PyramidLevel& level = g.tables.levels[k];
         const int64_t bins = level.bins * level.bins;
-        kernels<T>().shares(planes, level, grads[k] + plane * bins, to);
+        kernels<T>().shares(planes, level, grads.levels[k] + plane * bins, to);
         to += bins * kPlanarChannels;
       }
       const Span some{part * rows / parts, (part + 1) * rows / parts};
-      kernels<T>().expand(planes, g.tables.levels.data(), static_cast<int64_t>(grads.size()), shares.get(),
-                          columns.data(), some, memory.get(),
-                          grad_x + plane * g.pixels() + grid.rows.edges[some.first] * g.width, g.pixels(), stream);
+      const int64_t pixel = grid.rows.edges[some.first] * g.width;
+      kernels<T>().expand(planes, g.tables.levels.data(), static_cast<int64_t>(grads.levels.size()), shares.get(),
+                          columns.data(), some, memory.get(), grads.other_at(shape, n, block * kPlanarChannels, pixel),
+                          grads.other.step, grad_x + plane * g.pixels() + pixel, g.pixels(), stream);
     }
   });
 }
 
 template <typename T>
-void spread_interleaved(const Geometry& g, const std::vector<const T*>& grads, T* grad_x, bool stream) {
+void spread_interleaved(const Geometry& g, const Gradients<T>& grads, T* grad_x, bool stream) {
   const CellGrid grid = g.all();
+  const MapShape shape{g.channels, g.pixels(), false};
   const int64_t shares_size = g.tables.all_bins * g.channels, rows = grid.rows.cells;
   auto shares = scratch<Acc<T>>(g.samples * shares_size);
-  const auto level_count = static_cast<int64_t>(grads.size());
+  const auto level_count = static_cast<int64_t>(grads.levels.size());
   parallel_tasks(g.samples * level_count, shares_size / level_count, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i / level_count, k = i % level_count;
       Acc<T>* to = shares.get() + n * shares_size;
       for (int64_t j = 0; j < k; ++j) to += g.tables.levels[j].bins * g.tables.levels[j].bins * g.channels;
       const PyramidLevel& level = g.tables.levels[k];
-      kernels<T>().shares(grid, level, grads[k] + n * level.bins * level.bins * g.channels, to);
+      kernels<T>().shares(grid, level, grads.levels[k] + n * level.bins * level.bins * g.channels, to);
     }
   });
   parallel_tasks(g.samples * rows, g.channels * g.pixels() / rows, [&](int64_t begin, int64_t end) {
     auto memory = scratch<Acc<T>>(2 * grid.columns.cells * g.channels);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i / rows, row = i % rows;
+      const int64_t pixel = grid.rows.edges[row] * g.width;
       kernels<T>().expand(grid, g.tables.levels.data(), level_count, shares.get() + n * shares_size, nullptr,
-                          {row, row + 1}, memory.get(),
-                          grad_x + (n * g.pixels() + grid.rows.edges[row] * g.width) * g.channels, g.channels, stream);
+                          {row, row + 1}, memory.get(), grads.other_at(shape, n, 0, pixel), grads.other.step,
+                          grad_x + (n * g.pixels() + pixel) * g.channels, g.channels, stream);
     }
   });
 }
@@ -220,7 +238,7 @@ std::vector<Tensor> pyramid_pool(const Tensor& x, std::vector<int64_t> bins) {
 }
 
 Tensor pyramid_pool_backward(std::vector<Tensor> grads, std::vector<int64_t> bins, int64_t height, int64_t width,
-                             bool channels_last) {
+                             bool channels_last, std::optional<Tensor> other) {
   check_bins(bins);
   STD_TORCH_CHECK(grads.size() == bins.size(), kOp, ": one gradient for each of ", bins.size(), " bins, got ",
                   grads.size());
@@ -234,14 +252,22 @@ Tensor pyramid_pool_backward(std::vector<Tensor> grads, std::vector<int64_t> bin
   }
   const PyramidTables tables(height, width, bins);
   const Geometry g{first.size(0), first.size(1), height, width, !channels_last, tables};
+  if (other.has_value()) {
+    const std::array<int64_t, 4> shape{g.samples, g.channels, height, width};
+    const auto sizes = other->sizes();
+    STD_TORCH_CHECK(sizes.size() == 4 && std::equal(shape.begin(), shape.end(), sizes.begin()) && other->is_cpu() &&
+                        other->scalar_type() == first.scalar_type() && readable(*other, g.planar),
+                    kOp,
+                    ": the other gradient must have the shape, dtype and memory format of x, or be a slice of such");
+  }
   Tensor grad_x = new_map(first, {g.samples, g.channels, height, width}, g.planar);
   for_floating(kOp, "x", first.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const bool stream = outgrows_caches(g.samples * g.channels * g.pixels() * static_cast<int64_t>(sizeof(T)));
-    std::vector<const T*> pointers;
-    for (const Tensor& grad : grads) pointers.push_back(static_cast<const T*>(grad.data_ptr()));
+    Gradients<T> from{{}, other.has_value() ? samples_of<const T>(*other, g.planar) : Samples<const T>{}};
+    for (const Tensor& grad : grads) from.levels.push_back(static_cast<const T*>(grad.data_ptr()));
     auto* to = static_cast<T*>(grad_x.data_ptr());
-    g.planar ? spread_planar<T>(g, pointers, to, stream) : spread_interleaved<T>(g, pointers, to, stream);
+    g.planar ? spread_planar<T>(g, from, to, stream) : spread_interleaved<T>(g, from, to, stream);
   });
   return grad_x;
 }

@@ -240,22 +240,42 @@ void cell_gradients(const CellGrid& grid, const PyramidLevel* levels, int64_t le
   }
 }
 
+// to[i] = a[i] + b[i], in the accumulation type.
+template <typename T>
+inline void add_runs(const T* a, const Accumulator<T>* b, int64_t n, T* to) {
+  for_each_piece<T>(n, [&](int64_t i, auto count) {
+    (Lanes<T>::load(a + i, count) + Lanes<T>::load_accumulators(b + i, count)).store(to + i, count);
+  });
+}
+
 template <typename T, bool kStream>
 void expand_planar(const CellGrid& grid, const Accumulator<T>* cells,
-                   const typename PyramidPoolKernels<T>::Index* index, Span rows, T* line, T* to, int64_t step) {
+                   const typename PyramidPoolKernels<T>::Index* index, Span rows, Accumulator<T>* line, const T* other,
+                   int64_t other_step, T* to, int64_t step) {
   const int64_t width = grid.width(), length = (grid.rows.edges[rows.last] - grid.rows.edges[rows.first]) * width;
+  T* narrowed = reinterpret_cast<T*>(line);
   const auto write = [&](int64_t first, int64_t last) {
     RunWriter<T, kStream> writer(to + first * step);
     int64_t rest = (last - first) * length;
     for (int64_t c = first; c < last; ++c) {
       for (int64_t i = rows.first; i < rows.last; ++i) {
         const Accumulator<T>* row = cells + (i - rows.first) * grid.columns.cells * kPlanarChannels + c;
-        for_each_piece<T>(
-            width, [&](int64_t w, auto count) { simd::gather<T>(row, index + w, count).store(line + w, count); });
+        for_each_piece<T>(width, [&](int64_t w, auto count) {
+          const auto gradients = simd::gather<T>(row, index + w, count);
+          other == nullptr ? gradients.store(narrowed + w, count) : gradients.store_accumulators(line + w, count);
+        });
         for (int64_t r = grid.rows.edges[i]; r < grid.rows.edges[i + 1]; ++r) {
           rest -= width;
-          writer.write_whole(
-              width, rest, [&](int64_t begin, int64_t count, T* place) { simd::copy_run(line + begin, place, count); });
+          if (other == nullptr) {
+            writer.write_whole(width, rest, [&](int64_t begin, int64_t count, T* place) {
+              simd::copy_run(narrowed + begin, place, count);
+            });
+          } else {
+            const T* from = other + c * other_step + (r - grid.rows.edges[rows.first]) * width;
+            writer.write(width, [&](int64_t begin, int64_t count, T* place) {
+              add_runs(from + begin, line + begin, count, place);
+            });
+          }
         }
       }
     }
@@ -265,12 +285,22 @@ void expand_planar(const CellGrid& grid, const Accumulator<T>* cells,
   for (int64_t c = 0; c < grid.channels; ++c) write(c, c + 1);
 }
 
+// One row of cells: `narrowed` holds them in T, for where there is no `other`.
 template <typename T, bool kStream>
-void expand_interleaved(const CellGrid& grid, const T* row, Span rows, RunWriter<T, kStream>& writer) {
-  for (int64_t r = rows.first; r < rows.last; ++r) {
+void expand_interleaved(const CellGrid& grid, const Accumulator<T>* cells, const T* narrowed, int64_t rows,
+                        const T* other, int64_t other_step, RunWriter<T, kStream>& writer) {
+  for (int64_t r = 0; r < rows; ++r) {
     for (int64_t j = 0; j < grid.columns.cells; ++j) {
+      const int64_t cell = j * grid.channels;
       for (int64_t w = grid.columns.edges[j]; w < grid.columns.edges[j + 1]; ++w) {
-        writer.append(row + j * grid.channels, grid.channels);
+        if (other == nullptr) {
+          writer.append(narrowed + cell, grid.channels);
+        } else {
+          const T* from = other + (r * grid.width() + w) * other_step;
+          writer.write(grid.channels, [&](int64_t begin, int64_t count, T* place) {
+            add_runs(from + begin, cells + cell + begin, count, place);
+          });
+        }
       }
     }
   }
@@ -278,35 +308,39 @@ void expand_interleaved(const CellGrid& grid, const T* row, Span rows, RunWriter
 
 template <typename T, bool kStream>
 void expand_of(const CellGrid& grid, const PyramidLevel* levels, int64_t level_count, const Accumulator<T>* shares,
-               const typename PyramidPoolKernels<T>::Index* columns, Span rows, Accumulator<T>* cells, T* to,
-               int64_t step) {
+               const typename PyramidPoolKernels<T>::Index* columns, Span rows, Accumulator<T>* cells, const T* other,
+               int64_t other_step, T* to, int64_t step) {
   if (grid.planar) {
     Accumulator<T>* end = cells;
     for (int64_t i = rows.first; i < rows.last; ++i) {
       cell_gradients(grid, levels, level_count, shares, i, kPlanarChannels, end);
       end += grid.columns.cells * kPlanarChannels;
     }
-    return expand_planar<T, kStream>(grid, cells, columns, rows, reinterpret_cast<T*>(end), to, step);
+    return expand_planar<T, kStream>(grid, cells, columns, rows, end, other, other_step, to, step);
   }
   const int64_t row_of_cells = grid.columns.cells * grid.channels;
   T* narrowed = reinterpret_cast<T*>(cells + row_of_cells);
   RunWriter<T, kStream> writer(to);
   for (int64_t i = rows.first; i < rows.last; ++i) {
+    const int64_t height = grid.rows.edges[i + 1] - grid.rows.edges[i];
     cell_gradients(grid, levels, level_count, shares, i, grid.channels, cells);
-    for_each_piece<T>(row_of_cells, [&](int64_t c, auto count) {
-      Lanes<T>::load_accumulators(cells + c, count).store(narrowed + c, count);
-    });
-    expand_interleaved(grid, narrowed, {grid.rows.edges[i], grid.rows.edges[i + 1]}, writer);
+    if (other == nullptr) {
+      for_each_piece<T>(row_of_cells, [&](int64_t c, auto count) {
+        Lanes<T>::load_accumulators(cells + c, count).store(narrowed + c, count);
+      });
+    }
+    expand_interleaved(grid, cells, narrowed, height, other, other_step, writer);
+    if (other != nullptr) other += height * grid.width() * other_step;
   }
   writer.finish();
 }
 
 template <typename T>
 void expand(const CellGrid& grid, const PyramidLevel* levels, int64_t level_count, const Accumulator<T>* shares,
-            const typename PyramidPoolKernels<T>::Index* columns, Span rows, Accumulator<T>* cells, T* to, int64_t step,
-            bool stream) {
-  stream ? expand_of<T, true>(grid, levels, level_count, shares, columns, rows, cells, to, step)
-         : expand_of<T, false>(grid, levels, level_count, shares, columns, rows, cells, to, step);
+            const typename PyramidPoolKernels<T>::Index* columns, Span rows, Accumulator<T>* cells, const T* other,
+            int64_t other_step, T* to, int64_t step, bool stream) {
+  const auto expand = stream ? expand_of<T, true> : expand_of<T, false>;
+  expand(grid, levels, level_count, shares, columns, rows, cells, other, other_step, to, step);
 }
 
 template <typename T>

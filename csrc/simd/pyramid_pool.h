@@ -77,9 +77,11 @@ struct PyramidPoolKernels {
   // The gradient of x in rows [first, last) of cells, from the shares of all levels, one after the other. `to` is where
   // the first of those rows begins (in the first plane). `columns` names the column of cells of every pixel of a row,
   // times kPlanarChannels. `scratch` has room for all those rows of cells and a row of pixels, to the end
-  // of its last register, where planar, for two rows of cells otherwise.
+  // of its last register, where planar, for two rows of cells otherwise. Where there is an `other` gradient, which
+  // begins and steps likewise, the result is the sum of both.
   void (*expand)(const CellGrid& grid, const PyramidLevel* levels, int64_t level_count, const Acc* shares,
-                 const Index* columns, Span rows, Acc* scratch, T* to, int64_t step, bool stream);
+                 const Index* columns, Span rows, Acc* scratch, const T* other, int64_t other_step, T* to, int64_t step,
+                 bool stream);
 };
 
 struct PyramidPoolTable {

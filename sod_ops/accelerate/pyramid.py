@@ -13,7 +13,7 @@ from sod_ops.accelerate.functions import path_of
 from sod_ops.accelerate.squeeze_excite import are_untouched, leaves_pytorch
 from sod_ops.accelerate.swap import NotServedError, is_bound
 from sod_ops.ops.pyramid_conv2d import pyramid_conv2d
-from sod_ops.ops.pyramid_pool import pyramid_pool
+from sod_ops.ops.pyramid_pool import pool_and_pass_on
 
 _ATTRIBUTES = {"stride": (1, 1), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
 
@@ -144,15 +144,16 @@ def upsample(maps: Iterable[Tensor], like: Tensor, align_corners: bool) -> list[
     return [functional.interpolate(m, like.shape[2:], mode="bilinear", align_corners=align_corners) for m in maps]
 
 
-def branches(levels: Iterable[tuple[Any, Any]], x: Tensor) -> list[Tensor]:
-    """``x`` through the pool and the block of each level; all pools in one pass where they are PyTorch's own to squares."""
+def branches(levels: Iterable[tuple[Any, Any]], x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """``x`` for who reads it next, and ``x`` through the pool and the block of each level; all pools in one pass where they
+    are PyTorch's own to squares."""
     pools, blocks = zip(*levels, strict=True)
     bins = [_bin_of(pool) for pool in pools]
     if None in bins or not are_untouched(pools) or x.numel() == 0:
         maps = [pool(x) for pool in pools]
     else:
-        maps = list(pyramid_pool(x, bins))  # type: ignore[arg-type]
-    return [block(y) for block, y in zip(blocks, maps, strict=True)]
+        x, maps = pool_and_pass_on(x, bins)  # type: ignore[arg-type, assignment]
+    return x, [block(y) for block, y in zip(blocks, maps, strict=True)]
 
 
 def _bin_of(pool: Any) -> int | None:

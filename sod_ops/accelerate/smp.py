@@ -54,7 +54,7 @@ def _pspnet_forward(module: Any, block: pyramid.Block, *args: Any, **kwargs: Any
         x = args[0][-1]
         blocks = module.psp.blocks
         if pyramid.may_bypass((module.psp, *blocks)) and pyramid.serves(module.conv, block, x):
-            branches = _branches([child.pool for child in blocks], x)
+            x, branches = _branches([child.pool for child in blocks], x)
             y = pyramid.convolve(module.conv, block, x, branches, align_corners=True, x_first=False)
             return module.dropout(y)
     return type(module).forward(module, *args, **kwargs)
@@ -67,18 +67,17 @@ def _upernet_pyramid(module: torch.nn.Module) -> Swap:
 def _upernet_pyramid_forward(module: Any, block: pyramid.Block, *args: Any, **kwargs: Any) -> Any:
     """The 3x3 convolution over the map and its upsampled pyramid."""
     if len(args) == 1 and not kwargs and pyramid.serves(module.out_conv, block, args[0]):
-        (x,) = args
-        branches = _branches(module.blocks, x)
+        x, branches = _branches(module.blocks, args[0])
         return pyramid.convolve(module.out_conv, block, x, branches, align_corners=False, x_first=True)
     return type(module).forward(module, *args, **kwargs)
 
 
-def _branches(blocks: Iterable[Any], x: Tensor) -> list[Tensor]:
-    """``x`` through each of ``blocks``, Sequentials of a pool and what follows it."""
+def _branches(blocks: Iterable[Any], x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """``x`` for who reads it next, and ``x`` through each of ``blocks``, Sequentials of a pool and what follows it."""
     blocks = list(blocks)
     if blocks and all(_is_plain_sequential(block) and len(block) for block in blocks):
         return pyramid.branches([(block[0], block[1:]) for block in blocks], x)
-    return [block(x) for block in blocks]
+    return x, [block(x) for block in blocks]
 
 
 def _upernet_decoder(module: torch.nn.Module) -> Swap:

@@ -46,7 +46,8 @@ def _pyramid_forward(module: Any, names: Names, *args: Any, **kwargs: Any) -> An
     served = len(args) == 1 and not kwargs and pyramid.serves_map(args[0])
     if served and pyramid.may_bypass(names.bypassed(module).values()):
         (x,) = args
-        return pyramid.upsample(pyramid.branches(names.levels(module), x), x, names.align_corners(module))
+        _, maps = pyramid.branches(names.levels(module), x)
+        return pyramid.upsample(maps, x, names.align_corners(module))
     return type(module).forward(module, *args, **kwargs)
 
 
@@ -107,7 +108,7 @@ def _serves_bottleneck(module: Any, head: _Head, x: Any) -> bool:
 
 
 def _bottleneck_output(module: Any, head: _Head, x: Tensor) -> Tensor:
-    branches = pyramid.branches(head.names.levels(module.psp_modules), x)
+    x, branches = pyramid.branches(head.names.levels(module.psp_modules), x)
     align_corners = head.names.align_corners(module)
     bottleneck = getattr(module, head.names.bottleneck)
     return pyramid.convolve(bottleneck, head.bottleneck, x, branches, align_corners=align_corners, x_first=True)

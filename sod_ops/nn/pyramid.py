@@ -9,7 +9,7 @@ from torch.nn import BatchNorm2d, Conv2d, Module, ModuleList, ReLU, Sequential, 
 
 from sod_ops.ops import _checks
 from sod_ops.ops.pyramid_conv2d import pyramid_conv2d
-from sod_ops.ops.pyramid_pool import check_bins, pyramid_pool
+from sod_ops.ops.pyramid_pool import check_bins, pool_and_pass_on
 from sod_ops.ops.pyramid_upsample_concat import pyramid_upsample_concat
 
 
@@ -64,9 +64,9 @@ class _Pyramid(Module):
         self.x_first = x_first
         self.branches = ModuleList(layers.block(in_channels, channels, 1) for _ in self.bins)
 
-    def pooled(self, x: Tensor) -> list[Tensor]:
-        """Every level of ``x`` through its branch, at its own size."""
-        levels = pyramid_pool(x, self.bins)
+    def pooled(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """``x`` for who reads it next, and every level of it through its branch, at its own size."""
+        x, levels = pool_and_pass_on(x, self.bins)
         if x.shape[1] != self.in_channels:
             expected = f"of shape [N, {self.in_channels}, H, W]"
             _checks.bad_value(type(self).__name__, "x", expected, _checks.shape_of(x))
@@ -78,7 +78,7 @@ class _Pyramid(Module):
             for module in rest:
                 y = module(y)
             pooled.append(y)
-        return pooled
+        return x, pooled
 
     def extra_repr(self) -> str:
         return f"bins={self.bins}, align_corners={self.align_corners}, x_first={self.x_first}"
@@ -155,7 +155,7 @@ class PyramidPooling(_Pyramid):
         super().__init__(in_channels, channels, bins, layers, align_corners, x_first)
 
     def forward(self, x: Tensor) -> Tensor:
-        return pyramid_upsample_concat(x, self.pooled(x), align_corners=self.align_corners, x_first=self.x_first)
+        return pyramid_upsample_concat(*self.pooled(x), align_corners=self.align_corners, x_first=self.x_first)
 
 
 class PyramidPoolingHead(_Pyramid):
@@ -205,8 +205,7 @@ class PyramidPoolingHead(_Pyramid):
         convolution: Any
         convolution, *rest = self.bottleneck
         y = pyramid_conv2d(
-            x,
-            self.pooled(x),
+            *self.pooled(x),
             convolution.weight,
             convolution.bias,
             align_corners=self.align_corners,

@@ -48,6 +48,24 @@ def pyramid_pool(x: Tensor, bins: Sequence[int] = (1, 2, 3, 6)) -> tuple[Tensor,
 
 
 def _call(x: Tensor, bins: Sequence[int]) -> tuple[Tensor, ...]:
+    return _levels(x, bins, pass_on=False)
+
+
+def pool_and_pass_on(x: Tensor, bins: Sequence[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """``x`` for those who read it beside its levels, and the levels: :func:`pyramid_pool` in eager mode adds the gradient of
+    that ``x`` to its own in the one pass that it takes anyway, where autograd would read and write both once more."""
+    try:
+        x, *levels = _levels(x, bins, pass_on=True)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        refusal = error
+    else:
+        return x, tuple(levels)
+    _check(x, bins)
+    raise refusal
+
+
+def _levels(x: Tensor, bins: Sequence[int], *, pass_on: bool) -> tuple[Tensor, ...]:
+    """The levels, behind ``x`` itself if that is passed on."""
     check_bins(_OP, bins)
     device_type = "cpu" if x.is_cpu else x.device.type
     compiling = torch.compiler.is_compiling()
@@ -57,32 +75,46 @@ def _call(x: Tensor, bins: Sequence[int]) -> tuple[Tensor, ...]:
         kernels = _select.traced(device_type) if compiling else _select(device_type)
     if kernels is None or compiling or not kernels.check_arguments:
         _check(x, bins)
+    passed = (x,) if pass_on else ()
     if kernels is None:
-        return reference(x, bins)
-    x = in_supported_layout(x)
+        return *passed, *reference(x, bins)
+    source = in_supported_layout(x)
     if compiling:
-        return tuple(kernels.forward(x, bins))
+        return *passed, *kernels.forward(source, bins)
     if torch.is_grad_enabled() and x.requires_grad:
-        return _PyramidPool.apply(kernels, x, bins)
+        return _PyramidPool.apply(kernels, source, bins, pass_on)
     with below_autograd():
-        return tuple(kernels.forward(x, bins))
+        return *passed, *kernels.forward(source, bins)
 
 
 class _PyramidPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, kernels: Kernels, x: Tensor, bins: Sequence[int]) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, kernels: Kernels, x: Tensor, bins: Sequence[int], pass_on: bool) -> tuple[Tensor, ...]:
         with below_autograd():
             outputs = kernels.forward(x, bins)
         ctx.kernels = kernels
+        ctx.pass_on = pass_on
+        ctx.like = x.new_empty(())
+        # A gradient of x that is not there would be a map of zeros.
+        ctx.set_materialize_grads(False)
         _save(ctx, (x, bins), outputs)
-        return tuple(outputs)
+        return (x, *outputs) if pass_on else tuple(outputs)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Any, ...]:
+        other, levels = (grad_outputs[0], grad_outputs[1:]) if ctx.pass_on else (None, grad_outputs)
+        if all(grad is None for grad in levels):
+            return None, other, None, None
+        grads = [
+            ctx.like.new_zeros((*ctx.shape[:2], size, size)) if grad is None else grad
+            for grad, size in zip(levels, ctx.bins, strict=True)
+        ]
         if torch.is_grad_enabled():
-            return None, *_gradients(ctx, ctx.kernels.backward, grad_outputs)
+            grad_x, _ = _gradients(ctx, ctx.kernels.backward, grads)
+            return None, grad_x if other is None else grad_x + other, None, None
         with below_autograd():
-            return None, *_gradients(ctx, ctx.kernels.backward, grad_outputs)
+            grad_x, _ = _gradients(ctx, ctx.kernels.backward, grads, other)
+        return None, grad_x, None, None
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], outputs: Sequence[Tensor]) -> None:
@@ -92,14 +124,20 @@ def _save(ctx: Any, inputs: tuple[Any, ...], outputs: Sequence[Tensor]) -> None:
     ctx.channels_last = not lies_in_planes(x)
 
 
-def _gradients(ctx: Any, backward: Callable[..., Tensor], grad_outputs: Sequence[Tensor]) -> tuple[Tensor | None, None]:
+def _gradients(
+    ctx: Any, backward: Callable[..., Tensor], grad_outputs: Sequence[Tensor], other: Tensor | None = None
+) -> tuple[Any, None]:
     if torch.is_grad_enabled():
         x = grad_outputs[0].new_zeros(()).expand(ctx.shape).requires_grad_()
         (grad_x,) = reference_gradients(partial(reference, bins=ctx.bins), (x,), tuple(grad_outputs))
         return grad_x, None
     memory_format = torch.channels_last if ctx.channels_last else torch.contiguous_format
     grads = [grad.contiguous(memory_format=memory_format) for grad in grad_outputs]
-    return backward(grads, ctx.bins, *ctx.shape[2:], ctx.channels_last), None
+    if other is not None:
+        other = in_supported_layout(other)
+        if lies_in_planes(other) == ctx.channels_last:
+            other = other.contiguous(memory_format=memory_format)
+    return backward(grads, ctx.bins, *ctx.shape[2:], ctx.channels_last, other), None
 
 
 def _fake_forward(x: Tensor, bins: Sequence[int]) -> list[Tensor]:
@@ -111,9 +149,15 @@ def _fake_forward(x: Tensor, bins: Sequence[int]) -> list[Tensor]:
 
 
 def _fake_backward(
-    grads: Sequence[Tensor], bins: Sequence[int], height: int, width: int, channels_last: bool
+    grads: Sequence[Tensor],
+    bins: Sequence[int],
+    height: int,
+    width: int,
+    channels_last: bool,
+    other: Tensor | None = None,
 ) -> Tensor:
-    """The gradient of x [N, C, height, width] from those of the levels, all in the memory format of x."""
+    """The gradient of x [N, C, height, width] from those of the levels, all in the memory format of x, and, where it has
+    another one, the sum of both."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     first = grads[0]
     return torch.empty(

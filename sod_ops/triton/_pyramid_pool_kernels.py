@@ -15,7 +15,18 @@ from sod_ops.triton._planes import aligned, tile_mask, tile_offsets
 from sod_ops.triton.division import divide
 
 # Compiling for particular sizes would mean compiling at every new shape.
-_SIZES = ("channels", "height", "width", "cut", "rows", "columns", "sample_step", "step")
+_SIZES = (
+    "channels",
+    "height",
+    "width",
+    "cut",
+    "rows",
+    "columns",
+    "sample_step",
+    "step",
+    "other_sample_step",
+    "other_step",
+)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -281,18 +292,22 @@ def cell_gradients_kernel(
 def expand_kernel(
     gradients,  # as above
     tables,
+    other,  # [N, C, H, W] or None
     grad_x,  # [N, C, H, W]
     channels: tl.int32,
     height: tl.int32,
     width: tl.int32,
     rows: tl.int32,
     columns: tl.int32,
+    other_sample_step: tl.int64,
+    other_step: tl.int64,
     INTERLEAVED: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """Gives every pixel the gradient of its cell. One program writes BLOCK_P pixels of BLOCK_C channels of one sample."""
+    """Gives every pixel the gradient of its cell, and adds the other that it has. One program writes BLOCK_P pixels of
+    BLOCK_C channels of one sample."""
     pixels = height.to(tl.int64) * width
     blocks = tl.cdiv(pixels, BLOCK_P)
     tiles = tl.cdiv(channels, BLOCK_C)
@@ -319,6 +334,10 @@ def expand_kernel(
     pixel = start + tl.arange(0, BLOCK_P)
     mask = tile_mask(channel, channels, pixel, pixels, INTERLEAVED, ALIGNMENT)
     value = tl.load(gradients + source, mask=mask, other=0.0)
+    if other is not None:
+        other += sample * aligned(other_sample_step, ALIGNMENT)
+        offsets = tile_offsets(channel, pixel, other_step, INTERLEAVED, ALIGNMENT)
+        value += tl.load(other + offsets, mask=mask, other=0.0).to(value.dtype)
     step = channels.to(tl.int64) if INTERLEAVED else pixels
     offsets = tile_offsets(channel, pixel, step, INTERLEAVED, ALIGNMENT)
     grad_x += (

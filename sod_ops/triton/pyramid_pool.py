@@ -76,9 +76,14 @@ def pyramid_pool(x: Tensor, bins: Sequence[int]) -> list[Tensor]:
 
 
 def pyramid_pool_backward(
-    grads: Sequence[Tensor], bins: Sequence[int], height: int, width: int, channels_last: bool
+    grads: Sequence[Tensor],
+    bins: Sequence[int],
+    height: int,
+    width: int,
+    channels_last: bool,
+    other: Tensor | None = None,
 ) -> Tensor:
-    """The gradient of x, whose memory format the levels' gradients have."""
+    """The gradient of x, whose memory format the levels' gradients and the other gradient have."""
     first = grads[0]
     samples, channels = first.shape[:2]
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -91,7 +96,8 @@ def pyramid_pool_backward(
     cells = plan.rows * plan.columns
     gradients = first.new_empty((samples, cells * channels), dtype=_accumulator(first))
     block_c = min(power_of_two(channels), _CHANNELS)
-    pixel_c, pixel_p, alignment = _plan_pixels(channels, height * width, channels_last, first.element_size())
+    steps = (0, 0) if other is None else map_steps(other.shape, other.stride())[1:]
+    pixel_c, pixel_p, alignment = _plan_pixels(channels, height * width, channels_last, first.element_size(), steps)
     with device_guard(first):
         tables = _tables(first, plan, tuple(bins))
         for i, level in enumerate(_levels(grads, bins)):
@@ -101,7 +107,7 @@ def pyramid_pool_backward(
             )  # fmt: skip
         grid = (samples * triton.cdiv(channels, pixel_c) * triton.cdiv(height * width, pixel_p),)
         expand_kernel[grid](
-            gradients, tables, grad_x, channels, height, width, plan.rows, plan.columns,
+            gradients, tables, other, grad_x, channels, height, width, plan.rows, plan.columns, *steps,
             INTERLEAVED=channels_last, ALIGNMENT=alignment, BLOCK_C=pixel_c, BLOCK_P=pixel_p, num_warps=4,
         )  # fmt: skip
     return grad_x
@@ -160,11 +166,13 @@ def _plan_rows(
     }
 
 
-def _plan_pixels(channels: int, pixels: int, interleaved: bool, item_size: int) -> tuple[int, int, int]:
+def _plan_pixels(
+    channels: int, pixels: int, interleaved: bool, item_size: int, steps: tuple[int, int]
+) -> tuple[int, int, int]:
     """Channels and pixels of a tile, and their alignment. What a pixel costs is shared by its channels."""
     block_c = min(power_of_two(channels), _CHANNELS if interleaved else 16)
     block_p = min(power_of_two(pixels), _TILE // block_c)
-    return block_c, block_p, _alignment(channels if interleaved else pixels, item_size=item_size)
+    return block_c, block_p, _alignment(channels if interleaved else pixels, *steps, item_size=item_size)
 
 
 def _alignment(*numbers: int, item_size: int) -> int:
@@ -190,4 +198,5 @@ def ahead_of_time_cases() -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]
         x = torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
         yield pyramid_pool, (x, bins)
         grads = [x.new_empty((*shape[:2], size, size)) for size in bins]
-        yield pyramid_pool_backward, (grads, bins, *shape[2:], channels_last)
+        for other in (None, torch.cat([x, x], 1)[:, shape[1] :]):
+            yield pyramid_pool_backward, (grads, bins, *shape[2:], channels_last, other)
