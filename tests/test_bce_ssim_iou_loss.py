@@ -20,7 +20,6 @@ from torch import Tensor
 import sod_ops
 
 OP = "bce_ssim_iou_loss"
-WITHOUT_KERNELS = ("cuda",)
 BIREFNET = {"bce_weight": 30.0, "ssim_weight": 10.0, "iou_weight": 0.5}
 
 

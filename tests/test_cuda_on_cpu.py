@@ -21,6 +21,8 @@ OPS: dict[str, list[dict[str, Any]]] = {
     "tversky_loss": [{"alpha": 0.3, "beta": 0.7}],
     "structure_loss": [{"kernel_size": 7}, {"kernel_size": 41}, {"kernel_size": 5, "as_published": True}],
     "adaptive_pixel_intensity_loss": [{}, {"as_published": True}],
+    # Windows whose tiles lie in shared memory, and larger ones.
+    "bce_ssim_iou_loss": [{}, {"window_size": 5, "smooth": 1.0}, {"window_size": 15, "sigma": 4.0}],
 }
 # One block to a sample and several; rows in packs and not; a pixel.
 SHAPES = ((2, 1, 40, 48), (3, 1, 19, 21), (1, 1, 65, 64), (1, 1, 1, 1))
