@@ -14,6 +14,27 @@ inline void check_gaussian(const std::string& op, int64_t window_size, double si
   STD_TORCH_CHECK(sigma > 0 && std::isfinite(sigma), op, ": sigma must be finite and above 0, got ", sigma);
 }
 
+// The weights of a Gaussian window along one axis, by their distance from its middle: they add up to 1.
+class GaussianWindow {
+ public:
+  GaussianWindow(int64_t window_size, double sigma) : sigma_(sigma) {
+    double sum = unscaled(0);
+    for (int64_t t = 1; t <= window_size / 2; ++t) sum += 2 * unscaled(t);
+    scale_ = 1 / sum;
+  }
+
+  double weight(int64_t distance) const { return unscaled(distance) * scale_; }
+  double scale() const { return scale_; }
+
+ private:
+  double unscaled(int64_t distance) const {
+    const double deviations = static_cast<double>(distance) / sigma_;
+    return std::exp(-0.5 * deviations * deviations);
+  }
+
+  double sigma_, scale_;
+};
+
 struct SsimCall : SamplesCall {
   const torch::stable::Tensor& x;  // [N, C, H, W]
   const torch::stable::Tensor& y;

@@ -12,8 +12,10 @@ from cases import FLOATING
 from conftest import Backend
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_sigmoid_focal_loss_contract import allocated
 from test_structure_loss import LAYOUTS, REDUCTIONS
 
+import sod_ops
 from sod_ops.backends import Kernels
 
 # The losses of heads, and the options that each is tried with.
@@ -21,6 +23,8 @@ OPS: dict[str, list[dict[str, Any]]] = {
     "tversky_loss": [{"alpha": 0.3, "beta": 0.7}],
     "structure_loss": [{"kernel_size": 7}, {"kernel_size": 41}, {"kernel_size": 5, "as_published": True}],
     "adaptive_pixel_intensity_loss": [{}, {"as_published": True}],
+    # Windows whose tiles lie in shared memory, and larger ones.
+    "bce_ssim_iou_loss": [{}, {"window_size": 5, "smooth": 1.0}, {"window_size": 15, "sigma": 4.0}],
 }
 # One block to a sample and several; rows in packs and not; a pixel.
 SHAPES = ((2, 1, 40, 48), (3, 1, 19, 21), (1, 1, 65, 64), (1, 1, 1, 1))
@@ -138,15 +142,54 @@ def test_no_boxes(counts: tuple[int, int]) -> None:
         module_of("box_iou_loss").test_empty(CPU, "complete_box_iou_loss", reduction, torch.float32)
 
 
-@pytest.mark.parametrize("as_published", [False, True])
 @pytest.mark.parametrize("value", [-0.25, 1.5, float("nan")])
-def test_what_is_no_probability_makes_its_samples_loss_nan(value: float, as_published: bool) -> None:
+@pytest.mark.parametrize(
+    ("op", "options", "all_of_them"),
+    [
+        # As published, a sample's loss has a mean over all samples in it.
+        ("adaptive_pixel_intensity_loss", {"as_published": False}, False),
+        ("adaptive_pixel_intensity_loss", {"as_published": True}, True),
+        ("bce_ssim_iou_loss", {}, False),
+    ],
+)
+def test_what_is_no_probability_makes_its_samples_loss_nan(
+    op: str, options: dict[str, Any], all_of_them: bool, value: float
+) -> None:
     """On a GPU nobody waits for the device to say so."""
-    tests = module_of("adaptive_pixel_intensity_loss")
-    given = tests.make((2, 1, 37, 19))
-    probabilities = given.heads[0].clone()
-    probabilities[1, 0, 36, 18] = value
-    operator = getattr(torch.ops, cuda_on_cpu.NAMESPACE).adaptive_pixel_intensity_loss.default
-    losses, _ = operator([probabilities], given.mask, as_published, [1.0], 0, False)
-    # As published, a sample's loss has a mean over all samples in it.
-    assert losses.isnan().tolist() == [as_published, True]
+    given = module_of(op).make((2, 1, 37, 19))
+    given.heads[0][1, 0, 36, 18] = value
+    leaf = given.heads[0].requires_grad_()
+    losses = getattr(sod_ops, op)(leaf, given.mask, reduction="none", **options)
+    assert losses.isnan().tolist() == [all_of_them, True]
+    (gradient,) = torch.autograd.grad(losses[1], leaf)
+    assert gradient[1].isnan().all()
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("heads", [1, 3])
+def test_memory(op: str, heads: int) -> None:
+    """Beyond inputs and gradients, at most two maps of the mask's size and some sums."""
+    given = module_of(op).make((4, 1, 60, 56), heads=heads)
+    leaves = [head.requires_grad_() for head in given.heads]
+    size = given.mask.numel() * 4
+
+    def step() -> torch.Tensor:
+        loss = getattr(sod_ops, op)(leaves, given.mask, **({"alpha": 0.3, "beta": 0.7} if op == "tversky_loss" else {}))
+        loss.backward()
+        return loss
+
+    assert heads * size <= allocated(CPU, step) < (heads + 2.2) * size
+
+
+def test_memory_of_large_windows() -> None:
+    """A workspace of at most two maps, where a block's tile takes no more."""
+    given = module_of("bce_ssim_iou_loss").make((8, 1, 96, 96))
+    leaf = given.heads[0].requires_grad_()
+    size = given.mask.numel() * 4
+
+    def step() -> torch.Tensor:
+        loss = sod_ops.bce_ssim_iou_loss(leaf, given.mask, window_size=13)
+        loss.backward()
+        return loss
+
+    assert allocated(CPU, step) < (1 + 2.2) * size

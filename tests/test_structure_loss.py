@@ -152,6 +152,12 @@ def test_constant_masks(backend: Backend, value: float, as_published: bool) -> N
     check(backend, Inputs(given.heads, torch.full_like(given.mask, value)), 5, as_published=as_published)
 
 
+@pytest.mark.parametrize("as_published", [False, True])
+def test_masks_outside_0_and_1_are_taken_as_they_are(backend: Backend, as_published: bool) -> None:
+    given = make((2, 1, 12, 9), device=backend.device)
+    check(backend, Inputs(given.heads, given.mask * 1.5 - 0.25), 5, as_published=as_published)
+
+
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 def test_saturated_logits(backend: Backend, dtype: torch.dtype) -> None:
     sizes = torch.tensor([0.0, 15.0, 30.0, 88.0, 104.0, 740.0, 3e4], dtype=torch.float64)

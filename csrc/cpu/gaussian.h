@@ -2,12 +2,12 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
 #include "../simd/ssim.h"
+#include "../ssim.h"
 #include "scratch.h"
 
 namespace sod_ops {
@@ -27,16 +27,11 @@ class GaussianTaps {
 
   GaussianTaps(int64_t window_size, double sigma, int64_t size)
       : half_(std::min(window_size / 2, std::max<int64_t>(0, size - 1))) {
-    const auto weight = [&](int64_t distance) {
-      const double deviations = static_cast<double>(distance) / sigma;
-      return std::exp(-0.5 * deviations * deviations);
-    };
-    double sum = weight(0);
-    for (int64_t t = 1; t <= window_size / 2; ++t) sum += 2 * weight(t);
+    const GaussianWindow window(window_size, sigma);
     for (int64_t t = half_; t > 0; --t) {
-      for (int64_t offset : {-t, t}) taps_.push_back({offset, static_cast<Acc>(weight(t) / sum)});
+      for (int64_t offset : {-t, t}) taps_.push_back({offset, static_cast<Acc>(window.weight(t))});
     }
-    taps_.push_back({0, static_cast<Acc>(1 / sum)});
+    taps_.push_back({0, static_cast<Acc>(window.weight(0))});
   }
 
   int64_t half() const { return half_; }

@@ -105,21 +105,7 @@ struct Surroundings {
 
   // Where the mask's first element lies, which may be outside of the map; there are zeros.
   __device__ void load(const Map& map, int64_t sample, int64_t height, int64_t width, int64_t top, int64_t left) {
-    constexpr int kRows = 8;  // kTileThreads / kTile warps of them
-    static_assert(kTileThreads / kTile * kRows >= kSeen);
-    const int first = threadIdx.x / kTile * kRows;
-    const int64_t row = top + first;
-    const int begin = static_cast<int>(max(int64_t{0}, min(int64_t{kRows}, -row)));
-    const int end = static_cast<int>(max(int64_t{0}, min(int64_t{kRows}, height - row)));
-    for (int column = threadIdx.x % kTile; column < kSeen; column += kTile) {
-      const int64_t x = left + column;
-      Acc values[kRows];
-      read_down(map, sample, row, x, begin, x >= 0 && x < width ? end : 0, values);
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        if (first + i < kSeen) mask[first + i][column] = values[i];
-      }
-    }
+    read_tile<kTileThreads>(map, sample, height, width, top, left, kSeen, kSeen, kSeen + 1, &mask[0][0]);
     __syncthreads();
   }
 

@@ -10,6 +10,9 @@
 //     loss(HeadSums, sample)                      of one head, a double
 //     coefficients<T>(HeadSums, sample, factor)   where `factor` is the gradient of the sample's loss
 //     derivative(Coefficients<T>, x, y, w)        of one pixel
+//
+// Where a pixel's part depends on the pixels around it, other kernels take the place of those for the sums and the
+// gradients: similarity.h has them.
 #pragma once
 
 #include <algorithm>
@@ -263,27 +266,24 @@ struct HeadsPlan {
   }
 };
 
-// Writes the loss, if it is wanted, and the gradients of the heads, if there are any.
-template <typename Acc, typename Loss>
-void run_heads(const Launcher& launcher, const HeadsCall& call, const Loss& loss, const PixelWeights<Acc>& weights,
-               const torch::stable::Tensor* grad_output, const torch::stable::Tensor* result,
-               const std::vector<torch::stable::Tensor>& gradients) {
+// Writes the loss, if it is wanted, and the gradients of the heads, if there are any. For some heads at a time,
+// launch_sums(pass) writes the sums over pass.tiles parts of every sample, and launch_gradients(pass) the gradients.
+template <typename Acc, typename Loss, typename Sums, typename Gradients>
+void run_heads(const Launcher& launcher, const HeadsCall& call, const Loss& loss, HeadsPass<Acc> pass,
+               const PixelWeights<Acc>& weights, const torch::stable::Tensor* grad_output,
+               const torch::stable::Tensor* result, const std::vector<torch::stable::Tensor>& gradients,
+               const Sums& launch_sums, const Gradients& launch_gradients) {
   using Coefficients = typename Loss::template Coefficients<Acc>;
-  const HeadsPlan plan(call, gradients);
   const int64_t heads = static_cast<int64_t>(call.heads.size()), most = std::min<int64_t>(heads, kMostHeads);
   Workspace workspace;
-  const auto parts = workspace.reserve<Acc>(most * call.samples * plan.tiles * Loss::kSums);
+  const auto parts = workspace.reserve<Acc>(most * call.samples * pass.tiles * Loss::kSums);
   const auto sums = workspace.reserve<double>(most * call.samples * Loss::kSums);
   const auto weight_sums = workspace.reserve<double>(call.samples);
   const auto losses = workspace.reserve<double>(call.samples);
   const auto coefficients = workspace.reserve<Coefficients>(most * call.samples);
   workspace.allocate(call.mask);
 
-  HeadsPass<Acc> pass{};
-  pass.rows = plan.rows;
-  pass.columns = plan.columns;
   pass.samples = static_cast<unsigned>(call.samples);
-  pass.tiles = static_cast<unsigned>(plan.tiles);
   pass.mask = Map(call.mask);
   pass.weights = weights.map;
   pass.parts = workspace.at(parts);
@@ -291,7 +291,7 @@ void run_heads(const Launcher& launcher, const HeadsCall& call, const Loss& loss
 
   FinishPass<Acc> finish{};
   finish.parts = pass.parts;
-  finish.tiles = plan.tiles;
+  finish.tiles = pass.tiles;
   finish.weights = weights;
   finish.all = {nullptr, nullptr, call.samples, call.pixels(), {}, call.factor()};
   if (grad_output != nullptr) {
@@ -315,14 +315,31 @@ void run_heads(const Launcher& launcher, const HeadsCall& call, const Loss& loss
     }
     finish.first = begin == 0;
     finish.last = begin + count == heads;
-    const int64_t blocks = call.samples * plan.tiles * count;
-    launcher(plan.packed ? heads_sums_kernel<Loss, Acc, kPixels> : heads_sums_kernel<Loss, Acc, 1>, blocks,
-             kHeadThreads, pass, loss);
+    launch_sums(pass);
     launcher(heads_finish_kernel<Loss, Acc>, 1, kFinishThreads, finish, loss);
-    if (gradients.empty()) continue;
-    launcher(plan.packed ? heads_gradients_kernel<Loss, Acc, kPixels> : heads_gradients_kernel<Loss, Acc, 1>, blocks,
-             kHeadThreads, pass, loss);
+    if (!gradients.empty()) launch_gradients(pass);
   }
+}
+
+// The same for a loss to which every pixel adds on its own.
+template <typename Acc, typename Loss>
+void run_heads(const Launcher& launcher, const HeadsCall& call, const Loss& loss, const PixelWeights<Acc>& weights,
+               const torch::stable::Tensor* grad_output, const torch::stable::Tensor* result,
+               const std::vector<torch::stable::Tensor>& gradients) {
+  const HeadsPlan plan(call, gradients);
+  HeadsPass<Acc> of_all{};
+  of_all.rows = plan.rows;
+  of_all.columns = plan.columns;
+  of_all.tiles = static_cast<unsigned>(plan.tiles);
+  const auto launch = [&](auto packed, auto single) {
+    return [&, packed, single](const HeadsPass<Acc>& pass) {
+      const int64_t blocks = static_cast<int64_t>(pass.samples) * pass.tiles * pass.heads;
+      launcher(plan.packed ? packed : single, blocks, kHeadThreads, pass, loss);
+    };
+  };
+  run_heads<Acc>(launcher, call, loss, of_all, weights, grad_output, result, gradients,
+                 launch(heads_sums_kernel<Loss, Acc, kPixels>, heads_sums_kernel<Loss, Acc, 1>),
+                 launch(heads_gradients_kernel<Loss, Acc, kPixels>, heads_gradients_kernel<Loss, Acc, 1>));
 }
 
 }  // namespace sod_ops::cuda

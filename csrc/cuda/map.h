@@ -72,6 +72,29 @@ __device__ __forceinline__ void read_down(const Map& map, int64_t sample, int64_
   }
 }
 
+// Rows of a tile that a thread has under way at a time.
+constexpr int kTileRowsAhead = 8;
+
+// to[row * pitch + column] = the map's elements from row `top` and column `left` on, zeros where these lie outside of
+// it; by kThreads threads.
+template <int kThreads, typename Index, typename Acc>
+__device__ __forceinline__ void read_tile(const Map& map, int64_t sample, int64_t height, int64_t width, int64_t top,
+                                          int64_t left, Index rows, Index columns, Index pitch, Acc* to) {
+  const Index groups = (rows + kTileRowsAhead - 1) / kTileRowsAhead;
+  for (Index i = threadIdx.x; i < groups * columns; i += kThreads) {
+    const Index first = i / columns * kTileRowsAhead, column = i % columns;
+    const int64_t row = top + first, x = left + column;
+    const int begin = static_cast<int>(max(int64_t{0}, min(int64_t{kTileRowsAhead}, -row)));
+    const int end = static_cast<int>(max(int64_t{0}, min(int64_t{kTileRowsAhead}, height - row)));
+    Acc values[kTileRowsAhead];
+    read_down(map, sample, row, x, begin, x >= 0 && x < width ? end : 0, values);
+#pragma unroll
+    for (int k = 0; k < kTileRowsAhead; ++k) {
+      if (first + k < rows) to[(first + k) * pitch + column] = values[k];
+    }
+  }
+}
+
 template <typename Acc, int kCount>
 __device__ __forceinline__ void write(const Map& map, int64_t sample, int64_t row, int64_t column, int count,
                                       const Acc (&from)[kCount]) {

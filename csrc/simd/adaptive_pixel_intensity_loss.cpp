@@ -1,7 +1,8 @@
 // The adaptive pixel intensity loss along a row; compiled once for each instruction set (see capability.h). The
 // formulas stand in ../math/adaptive_pixel_intensity_loss.h.
+#include "logarithm.h"
 #include "vector.h"
-// After vector.h, whose functions its templates call.
+// After these, whose functions its templates call.
 #include "adaptive_pixel_intensity_loss.h"
 
 namespace sod_ops {

@@ -1,7 +1,8 @@
 // BASNet's hybrid loss along a row; compiled once for each instruction set (see capability.h). The formulas stand in
 // ../math/bce_ssim_iou_loss.h.
+#include "logarithm.h"
 #include "vector.h"
-// After vector.h, whose functions its templates call.
+// After these, whose functions its templates call.
 #include "bce_ssim_iou_loss.h"
 
 namespace sod_ops {

@@ -124,7 +124,7 @@ def _fake_backward(
     return [torch.empty_like(head) for head in probabilities]
 
 
-_loss = HeadsLoss(_OP, reference=reference, forward=_fake_forward, backward=_fake_backward, native=("cpu",))
+_loss = HeadsLoss(_OP, reference=reference, forward=_fake_forward, backward=_fake_backward, native=("cpu", "cuda"))
 
 
 def check_hybrid_options(op: str, window_size: object, sigma: object, reduction: object, **numbers: object) -> None:

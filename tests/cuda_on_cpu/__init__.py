@@ -6,6 +6,7 @@ replaced, and the operators are called ``sod_ops_cuda_on_cpu::<name>`` and regis
 """
 
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -36,18 +37,18 @@ def build(ops: Sequence[str], directory: Path) -> None:
         assert registered != kernels, op
         (sources / "cuda" / f"{op}.cpp").write_text(registered)
     root = Path(torch.__file__).parent
-    compiler = os.environ.get("CXX", "g++")
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
     flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"]
     includes = [f"-I{HERE}", "-include", "cuda_runtime.h", "-isystem", str(root / "include")]
     link = [f"-L{root / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{root / 'lib'}"]
 
     def compiled(source: Path) -> str:
         target = str(source.with_suffix(".o"))
-        subprocess.run([compiler, *flags, *includes, "-c", str(source), "-o", target], check=True)
+        subprocess.run([*compiler, *flags, *includes, "-c", str(source), "-o", target], check=True)
         return target
 
     files = [sources / "schemas.cpp", *(sources / "cuda" / f"{op}.cpp" for op in ops)]
     library = directory / "cuda_on_cpu.so"
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        subprocess.run([compiler, "-shared", *pool.map(compiled, files), "-o", str(library), *link], check=True)
+        subprocess.run([*compiler, "-shared", *pool.map(compiled, files), "-o", str(library), *link], check=True)
     torch.ops.load_library(library)
