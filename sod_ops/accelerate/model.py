@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from sod_ops import nn
-from sod_ops.accelerate import mmseg, smp, timm, torchvision, transformers, verify
+from sod_ops.accelerate import custom, mmseg, smp, timm, torchvision, transformers, verify
 from sod_ops.accelerate.functions import path_of
 from sod_ops.accelerate.report import Report
 from sod_ops.accelerate.swap import NotServedError, Swap, bind, is_bound, unbind
@@ -21,6 +21,9 @@ _CLASSES: Mapping[str, Callable[[torch.nn.Module], Swap]] = {
     **transformers.CLASSES,
     **mmseg.CLASSES,
 }
+
+# Every module by its name, with its swap, or why it is left alone; None for one that no op of this package is for.
+Found: TypeAlias = dict[str, tuple[torch.nn.Module, Swap | str | None]]
 
 # Names under which many projects have a block like these; one that is not known by path is named in the report.
 _LOOKS_FAMILIAR = re.compile(r"(^|[a-z]|SC)SE_?(Module|Block|Layer)$|Squeeze(And)?Excit")
@@ -62,9 +65,10 @@ def accelerate(
     """
     _check_model("accelerate", model)
     arguments = None if example_inputs is None else verify.call_arguments(example_inputs)
-    found = {name: (module, _swap_or_reason(module)) for name, module in model.named_modules()}
+    found: Found = {name: (module, _swap_or_reason(module)) for name, module in model.named_modules()}
     if arguments is not None:
         swaps = {name: (module, outcome) for name, (module, outcome) in found.items() if isinstance(outcome, Swap)}
+        _find_custom(model, found, arguments)
         for name, reason in verify.deviations(model, swaps, arguments).items():
             found[name] = found[name][0], reason
     report = Report()
@@ -88,6 +92,20 @@ def restore(model: torch.nn.Module) -> int:
     """
     _check_model("restore", model)
     return sum(unbind(module) for module in model.modules())
+
+
+def _find_custom(model: torch.nn.Module, found: Found, arguments: verify.Arguments) -> None:
+    """Adds to ``found`` what a run of ``model`` shows in modules that no library's file knows."""
+    known = {module for module, outcome in found.values() if outcome is not None and not _is_unknown(module)}
+    names = {module: name for name, (module, _) in found.items()}
+    with verify.state_preserved(model):
+        for module, outcome in custom.find(model, lambda: verify.run(model, arguments), known):
+            found[names[module]] = module, outcome
+
+
+def _is_unknown(module: torch.nn.Module) -> bool:
+    """Whether nothing is known of the class of ``module`` but its name."""
+    return not is_bound(module) and not any(path_of(kind) in _CLASSES for kind in type(module).__mro__)
 
 
 def _check_model(function: str, model: object) -> None:

@@ -9,10 +9,12 @@ by far more.
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from sod_ops.accelerate.swap import Swap
 
@@ -46,33 +48,46 @@ def deviations(model: torch.nn.Module, candidates: Candidates, arguments: Argume
         The names of those that are not proven equal, with the reason.
     """
     reasons = dict.fromkeys(candidates, "example_inputs do not reach it")
-    seen: set[str] = set()
+    waiting = dict(candidates)
+    handles: list[Any] = []
 
-    def compare_with(name: str, swap: Swap) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if name not in seen:
-                seen.add(name)
-                reason = _why_it_deviates(module, swap, args, kwargs)
-                if reason is None:
-                    del reasons[name]
-                else:
-                    reasons[name] = reason
+    def watch() -> None:
+        for name, (module, _) in waiting.items():
+            handles.append(module.register_forward_pre_hook(partial(compare, name), with_kwargs=True))
 
-        return hook
+    def unwatch() -> None:
+        while handles:
+            handles.pop().remove()
 
-    positional, keywords = arguments
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_state_preserved(model))
-        for name, (module, swap) in candidates.items():
-            hook = module.register_forward_pre_hook(compare_with(name, swap), with_kwargs=True)
-            stack.callback(hook.remove)
-        with torch.inference_mode(False), torch.no_grad():
-            model(*positional, **keywords)
+    def compare(name: str, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Without these hooks, also on the modules within: a fused forward gives way to hooks, and a copy has them too.
+        unwatch()
+        _, swap = waiting.pop(name)
+        reason = _why_it_deviates(module, swap, args, kwargs)
+        if reason is None:
+            del reasons[name]
+        else:
+            reasons[name] = reason
+        watch()
+
+    with state_preserved(model):
+        try:
+            watch()
+            run(model, arguments)
+        finally:
+            unwatch()
     return reasons
 
 
+def run(model: torch.nn.Module, arguments: Arguments) -> None:
+    """Calls ``model``, without gradients."""
+    positional, keywords = arguments
+    with torch.inference_mode(False), torch.no_grad():
+        model(*positional, **keywords)
+
+
 @contextlib.contextmanager
-def _state_preserved(model: torch.nn.Module) -> Iterator[None]:
+def state_preserved(model: torch.nn.Module) -> Iterator[None]:
     """Gives buffers (running statistics, counters) and PyTorch's random state back as they were."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     with _random_state_preserved(model):
@@ -98,7 +113,10 @@ def _why_it_deviates(module: torch.nn.Module, swap: Swap, args: tuple[Any, ...],
     def fused(module: Any, *args: Any, **kwargs: Any) -> Any:
         return swap.forward(module, swap.spec, *args, **kwargs)
 
-    expected = _output_and_gradients(own, copy.deepcopy(module).double(), args, kwargs, torch.float64)
+    try:
+        expected = _output_and_gradients(own, copy.deepcopy(module).double(), args, kwargs, torch.float64)
+    except Exception as error:  # a module that casts, say
+        return f"it can't be compared on example_inputs: in float64 it raises {type(error).__name__}: {error}"
     plain = _output_and_gradients(own, module, args, kwargs)
     try:
         found = _output_and_gradients(fused, module, args, kwargs)
@@ -148,7 +166,7 @@ def _output_and_gradients(
         leaves |= {f"gradient of {name}": value for name, value in trained}
         # The same at every run, and not drawn from the random state of the model's owner.
         generator = torch.Generator().manual_seed(0)
-        outputs = {"output": output} if isinstance(output, Tensor) else {f"output {i}": y for i, y in enumerate(output)}
+        outputs = {"output": output} if isinstance(output, Tensor) else _tensors_of(output)
         grad_outputs = [
             torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device, y.dtype)
             for y in outputs.values()
@@ -158,6 +176,11 @@ def _output_and_gradients(
     for (name, value), gradient in zip(leaves.items(), gradients, strict=True):
         results[name] = torch.zeros_like(value) if gradient is None else gradient
     return results
+
+
+def _tensors_of(output: Any) -> dict[str, Tensor]:
+    tensors = (y for y in tree_leaves(output) if isinstance(y, Tensor) and y.is_floating_point())
+    return {f"output {i}": y for i, y in enumerate(tensors)}
 
 
 def _distance(value: Tensor, reference: Tensor) -> float:
