@@ -43,7 +43,8 @@ def test_outputs_and_gradients_are_the_same(name):
     expected = output_and_gradients(model, x)
     report = sod_ops.accelerate(model)
     assert len(report.swapped) == blocks
-    assert report.left == []
+    # scSE reads the concatenation that the Unet's blocks would do without.
+    assert {kind for _, kind, _ in report.left} <= {"UnetDecoderBlock"}
     assert_same(output_and_gradients(model, x), expected, MODEL_TOLERANCE)
     assert sod_ops.restore(model) == blocks
     with torch.no_grad():

@@ -12,10 +12,9 @@ _CONSTANTS = (type(None), bool, float, str)
 
 
 class _Variable(NamedTuple):
-    kind: str
+    """A tensor of that many dimensions; None for an integer."""
 
-
-_TENSOR, _INT = _Variable("tensor"), _Variable("int")
+    dimensions: int | None
 
 
 class _Constant(NamedTuple):
@@ -37,9 +36,9 @@ def template(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Template:
 def _template(value: Any) -> Template:
     kind = type(value)
     if isinstance(value, Tensor):
-        return _TENSOR
+        return _Variable(value.dim())
     if kind is int:
-        return _INT
+        return _Variable(None)
     if kind is dict:
         return _Items(dict, tuple(value), tuple(map(_template, value.values())))
     # torch.Size as a tuple: one cannot be made of variables.

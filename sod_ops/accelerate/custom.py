@@ -40,9 +40,7 @@ def _swap(sighting: Sighting, known: Collection[torch.nn.Module]) -> Swap:
         if not functions:
             raise
     # One that has a backward of its own traces as a call only.
-    return traced.swap(
-        sighting.module, [m for m in through if m not in functions], sighting.template, _replace
-    )
+    return traced.swap(sighting.module, [m for m in through if m not in functions], sighting.template, _replace)
 
 
 def _is_a_function(module: torch.nn.Module) -> bool:
@@ -53,4 +51,6 @@ def _replace(module: torch.nn.Module, graph: fx.Graph) -> None:
     results = [pattern.replace(module, graph) for pattern in (upsample_concat, gate)]
     if not any(replaced for replaced, _ in results):
         reasons = [reason for _, left in results for reason in left]
-        raise NotServedError(reasons[0] if reasons else "the trace of its forward has no pattern that sod_ops knows")
+        raise NotServedError(
+            reasons[0] if reasons else "what it computes from its means or its upsampled maps has no fused form"
+        )

@@ -26,12 +26,39 @@ _PRODUCTS = ("mul", "multiply")
 _VIEWS = {"view", "reshape", "flatten", "squeeze", "unsqueeze", "expand", "expand_as", "contiguous", "getitem"}
 # Whatever these compute, it is a function of one number.
 _ELEMENTWISE = {
-    *("add", "iadd", "sub", "isub", "mul", "imul", "truediv", "itruediv", "div", "neg", "pow", "exp", "tanh", "softplus"),
+    *(
+        "add",
+        "iadd",
+        "sub",
+        "isub",
+        "mul",
+        "imul",
+        "truediv",
+        "itruediv",
+        "div",
+        "neg",
+        "pow",
+        "exp",
+        "tanh",
+        "softplus",
+    ),
     *("sigmoid", "hardsigmoid", "relu", "relu_", "relu6", "leaky_relu", "silu", "gelu", "hardswish", "mish", "clamp"),
     *("clamp_", "hardtanh", "minimum", "maximum", "logsigmoid", "elu"),
 }
 _LAYERS = {
-    *("Identity", "ReLU", "ReLU6", "LeakyReLU", "SiLU", "GELU", "Hardswish", "Mish", "Sigmoid", "Hardsigmoid", "Hardtanh"),
+    *(
+        "Identity",
+        "ReLU",
+        "ReLU6",
+        "LeakyReLU",
+        "SiLU",
+        "GELU",
+        "Hardswish",
+        "Mish",
+        "Sigmoid",
+        "Hardsigmoid",
+        "Hardtanh",
+    ),
     *("Tanh", "Softplus"),
 }
 _POINTWISE = {"kernel_size": (1, 1), "stride": (1, 1), "padding": (0, 0), "groups": 1}
@@ -121,7 +148,8 @@ def _name(node: fx.Node) -> str:
 
 def _replace_one(module: torch.nn.Module, graph: fx.Graph, product: fx.Node, x: fx.Node, gate: fx.Node) -> bool:
     """Whether ``product`` was replaced; False where ``gate`` is not computed from the means of ``x``."""
-    segments, matrices = [], []
+    segments: list[tuple[fx.Node, set[fx.Node], fx.Node]] = []
+    matrices: list[fx.Node] = []
     node = gate
     chain = {product}
     while len(matrices) < 3:
@@ -142,14 +170,14 @@ def _replace_one(module: torch.nn.Module, graph: fx.Graph, product: fx.Node, x: 
     outside = {user.name for each in chain - {product} for user in each.users if user not in chain}
     if outside:
         raise NotServedError(f"parts of its squeeze-and-excitation are used elsewhere: {', '.join(sorted(outside))}")
-    names = [_function(module, *segment) for segment in segments]
-    gate_name = names[0] & reference.GATES.keys()
-    activation_name = names[1] & reference.ACTIVATIONS.keys()
-    if not gate_name or not activation_name or "identity" not in names[-1]:
+    gates, activations, *_ = names = [_function(module, *segment) for segment in segments]
+    gate_name = next(iter(gates & reference.GATES.keys()), None)
+    activation = next(iter(activations & reference.ACTIVATIONS.keys()), None)
+    # Without a reduction, what would be its activation lies between the means and the only matrix.
+    if gate_name is None or activation is None or "identity" not in names[-1]:
         raise NotServedError("a function in its squeeze-and-excitation has no fused form")
-    if len(matrices) == 1 and "identity" not in activation_name:
-        raise NotServedError("a function in its squeeze-and-excitation has no fused form")
-    _call(module, graph, product, x, chain, [_matrix(module, m) for m in reversed(matrices)], (*activation_name, *gate_name))
+    found = tuple(_matrix(module, matrix) for matrix in reversed(matrices))
+    _call(module, graph, product, x, chain, found, activation, gate_name)
     return True
 
 
@@ -160,7 +188,8 @@ def _call(
     x: fx.Node,
     chain: set[fx.Node],
     matrices: Sequence[_Matrix],
-    names: tuple[str, str],
+    activation: str,
+    gate: str,
 ) -> None:
     ordered = [node for node in graph.nodes if node in chain]
     attributes = [node for each in ordered for node in each.all_input_nodes if node.op == "get_attr"]
@@ -171,7 +200,9 @@ def _call(
         for node in ordered
         if node.op == "call_module"
     ]
-    call = Excite(tuple(matrices), *names, tuple(bypassed), _alone(ordered, attributes, (x, *others), product))
+    call = Excite(
+        tuple(matrices), activation, gate, tuple(bypassed), _alone(ordered, attributes, (x, *others), product)
+    )
     this = next(iter(graph.nodes))
     with graph.inserting_before(product):
         node = graph.call_function(call, (this, x, *others))
@@ -183,9 +214,7 @@ def _call(
             graph.erase_node(attribute)
 
 
-def _alone(
-    nodes: Sequence[fx.Node], attributes: Sequence[fx.Node], inputs: Sequence[fx.Node], output: fx.Node
-) -> Code:
+def _alone(nodes: Sequence[fx.Node], attributes: Sequence[fx.Node], inputs: Sequence[fx.Node], output: fx.Node) -> Code:
     """``nodes`` as a function of their own."""
     graph = fx.Graph()
     copies = {node: graph.placeholder(node.name) for node in inputs}
@@ -221,7 +250,9 @@ def _is_view(node: fx.Node) -> bool:
 
 def _is_elementwise(module: torch.nn.Module, node: fx.Node) -> bool:
     if node.op != "call_module":
-        return node.op in ("call_method", "call_function") and _name(node) in _ELEMENTWISE and bool(node.all_input_nodes)
+        return (
+            node.op in ("call_method", "call_function") and _name(node) in _ELEMENTWISE and bool(node.all_input_nodes)
+        )
     layer = module.get_submodule(str(node.target))
     if type(layer).__module__.startswith("torch.nn."):
         return type(layer).__name__ in _LAYERS

@@ -44,6 +44,14 @@ def accelerate(
     other layers stay as they are). A class is known by its import path; subclasses are left alone, and so is every
     block with something in it that the fused op does not compute.
 
+    With ``example_inputs``, modules of your own are served, too: those whose forward upsamples (``interpolate``,
+    ``Upsample``), concatenates and convolves 1x1 or 3x3, as the decoders of U-Nets do, and those that multiply a map by a gate
+    computed from its means by one or two matrices, as squeeze-and-excitation does, whatever they are called. They are found
+    by watching the model run, and traced by torch.fx, with all modules that the pattern does not go through left as calls.
+    The trace runs where nothing that it depends on has changed: the kind of arguments, the attributes, children and hooks of
+    the modules that it was made from and, where their code asks for it, their mode. A forward that does more than a trace
+    holds is left, and named. What it reads elsewhere in Python (globals, the insides of objects) counts as constant.
+
     Only the instances' ``forward`` changes. Classes, parameters, state_dict, hooks on the modules and train/eval stay;
     copies (copy.deepcopy, pickle) are accelerated too. Weights are read at every call. A block goes back to its own
     forward for every call that the fused op does not serve: its children have been replaced or given hooks since, batch
@@ -54,7 +62,7 @@ def accelerate(
         model: the model, or a single block.
         example_inputs: inputs that ``model`` accepts: a tensor, a tuple of positional arguments or a dictionary of
             keyword arguments. Where they are given, each block is run on what reaches it, both ways, and only those
-            whose output and gradients agree are swapped. The model runs once, in its mode; parameters, gradients,
+            whose output and gradients agree are swapped. The model runs twice, in its mode; parameters, gradients,
             buffers and PyTorch's random state are left as they were.
 
     Returns:
@@ -67,8 +75,8 @@ def accelerate(
     arguments = None if example_inputs is None else verify.call_arguments(example_inputs)
     found: Found = {name: (module, _swap_or_reason(module)) for name, module in model.named_modules()}
     if arguments is not None:
-        swaps = {name: (module, outcome) for name, (module, outcome) in found.items() if isinstance(outcome, Swap)}
         _find_custom(model, found, arguments)
+        swaps = {name: (module, outcome) for name, (module, outcome) in found.items() if isinstance(outcome, Swap)}
         for name, reason in verify.deviations(model, swaps, arguments).items():
             found[name] = found[name][0], reason
     report = Report()

@@ -7,6 +7,7 @@ called on the way are those that a trace of it has to go through.
 
 import contextlib
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ class _Gate(NamedTuple):
     """What was computed from the means of ``x``, in how many operations and by how many matrices."""
 
     calls: tuple[Calls, ...]
-    x: int  # its id: it lives as long as the call that may multiply it
+    x: weakref.ref[Tensor]
     operations: int
     matrices: int
 
@@ -125,6 +126,8 @@ class _Watch(TorchFunctionMode):
             mark = self._marks.get(tensor)
             if isinstance(mark, _Concatenated) and func.__name__ not in _ASKS:
                 self._found.append(((*mark.calls, self._now()), self._why_not_convolved(func)))
+                if tensor is result:
+                    del self._marks[tensor]  # changed in place
         if not isinstance(result, Tensor):
             return
         if func is functional.interpolate:
@@ -135,7 +138,7 @@ class _Watch(TorchFunctionMode):
                 calls = (call for mark in upsampled for call in mark.calls)
                 self._marks[result] = _Concatenated((*calls, self._now()))
         elif (func in POOLS or func in MEANS) and tensors and tensors[0].dim() == 4:
-            self._marks[result] = _Gate((self._now(),), id(tensors[0]), 0, 0)
+            self._marks[result] = _Gate((self._now(),), weakref.ref(tensors[0]), 0, 0)
         else:
             self._note_gate(func, tensors, result)
 
@@ -144,7 +147,7 @@ class _Watch(TorchFunctionMode):
         if not marks:
             return
         mark = marks[0]
-        if func in _PRODUCTS and any(id(tensor) == mark.x for tensor in tensors):
+        if func in _PRODUCTS and any(tensor is mark.x() for tensor in tensors):
             if 1 <= mark.matrices <= 2:
                 self._found.append(((*mark.calls, self._now()), None))
         elif mark.operations < _LONGEST_GATE:

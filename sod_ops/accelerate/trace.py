@@ -108,10 +108,22 @@ class _Tracer(fx.Tracer):
         return super().create_node(kind, *args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
-        if isinstance(a, torch.Tensor) and not isinstance(a, torch.nn.Parameter):
-            if a not in self.tensor_attrs and not any(a is buffer for buffer in self.root.buffers()):
-                raise NotServedError("its forward makes a tensor that does not depend on its arguments")
+        if isinstance(a, torch.Tensor) and not isinstance(a, torch.nn.Parameter) and not self._is_held(a):
+            raise NotServedError("its forward makes a tensor that does not depend on its arguments")
         return super().create_arg(a)
+
+    def _is_held(self, tensor: torch.Tensor) -> bool:
+        """Whether a module has ``tensor``, so that a trace looks it up there."""
+        return tensor in self.tensor_attrs or any(tensor is buffer for buffer in self.root.buffers())
+
+    def iter(self, obj: Any) -> Any:
+        node = obj.node
+        if node.target is operator.getitem and node.args[1] in (slice(2, None), slice(-2, None)):
+            of = node.args[0]
+            # Of a map: whether there are four is seen on the example inputs, and the arguments' are in the template.
+            if isinstance(of, fx.Node) and (of.target == "size" or (of.target is getattr and of.args[1] == "shape")):
+                return iter([obj[0], obj[1]])
+        return super().iter(obj)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -187,7 +199,9 @@ def _is_unchanged(state: dict[str, Any], contents: _Contents) -> bool:
 def _has_same_items(value: Any, copied: Any) -> bool:
     if type(value) is set:
         return bool(value == copied)
-    pairs = zip(value.items(), copied.items(), strict=False) if type(value) is dict else zip(value, copied, strict=False)
+    pairs = (
+        zip(value.items(), copied.items(), strict=False) if type(value) is dict else zip(value, copied, strict=False)
+    )
     if type(value) is dict:
         return len(value) == len(copied) and all(a[0] == b[0] and a[1] is b[1] for a, b in pairs)
     return len(value) == len(copied) and all(a is b for a, b in pairs)

@@ -118,13 +118,15 @@ def convolve(convolution: Any, maps: Sequence[Tensor | None], branches: Sequence
     Args:
         convolution: a Conv2d.
         maps: those to concatenate, in their order; None where it does not exist and is to be upsampled.
-        branches: for those that are upsampled, what and how; None for the others. A map that exists although it was upsampled
-            is convolved at its own size only where that is cheaper.
+        branches: for those that are upsampled, what and how; None for the others. A map that was upsampled in any case is
+            convolved at its own size only where that is cheaper.
     """
     y = _convolve(convolution, maps, branches)
     if y is not None:
         return y
-    whole = [_upsample(branch) if m is None and branch is not None else m for m, branch in zip(maps, branches, strict=True)]
+    whole = [
+        _upsample(branch) if m is None and branch is not None else m for m, branch in zip(maps, branches, strict=True)
+    ]
     result: Tensor = convolution(torch.cat(whole, 1))  # type: ignore[arg-type]
     return result
 
@@ -135,7 +137,8 @@ def _convolve(convolution: Any, maps: Sequence[Tensor | None], branches: Sequenc
     if not all(pyramid.serves_convolution(convolution, t) for t in tensors):
         return None
     targets = [
-        m.shape[2:] if branch is None and m is not None else _target(branch) for m, branch in zip(maps, branches, strict=True)
+        m.shape[2:] if branch is None and m is not None else _target(branch)
+        for m, branch in zip(maps, branches, strict=True)
     ]
     size = targets[0]
     if size is None or any(target != size for target in targets):
@@ -225,4 +228,3 @@ def _target(branch: Branch | None) -> tuple[int, ...] | None:
             return None
         target.append(int(length * f))
     return tuple(target)
-
