@@ -459,6 +459,16 @@ def test_a_model_that_fails_in_float64_is_left() -> None:
     assert "in float64 it raises RuntimeError" in why_left(model)
 
 
+def test_scripted_children_are_called(fused_calls: list[Any]) -> None:
+    model = Fusion()
+    model.deep = torch.jit.script(model.deep)
+    expected = model(X)
+    assert len(accelerate(model).swapped) == 1
+    fused_calls.clear()
+    torch.testing.assert_close(model(X), expected)
+    assert len(fused_calls) == 1
+
+
 # Ways to write it
 
 

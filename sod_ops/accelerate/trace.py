@@ -39,10 +39,10 @@ def trace(module: torch.nn.Module, through: Collection[torch.nn.Module], templat
     graph = _trace(module, through, template)
     source = graph.python_code("self").src
     device = next((parameter.device.type for parameter in module.parameters()), "cpu")
-    for what, state in {
-        "the grad mode": torch.no_grad() if torch.is_grad_enabled() else torch.enable_grad(),
-        "autocast": torch.autocast(device, enabled=not torch.is_autocast_enabled(device)),
-    }.items():
+    states: dict[str, Any] = {"the grad mode": torch.no_grad() if torch.is_grad_enabled() else torch.enable_grad()}
+    if torch.amp.is_autocast_available(device):
+        states["autocast"] = torch.autocast(device, enabled=not torch.is_autocast_enabled(device))
+    for what, state in states.items():
         with state:
             if _trace(module, through, template).python_code("self").src != source:
                 raise NotServedError(f"its forward depends on {what}")
