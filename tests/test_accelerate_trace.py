@@ -447,6 +447,16 @@ def test_what_reads_the_concatenation_is_named(convolution: nn.Module, reason: s
     assert reason in why_left(model)
 
 
+def test_padded_maps_are_named() -> None:
+    def pads(self: Any, x: Tensor) -> Tensor:
+        up = functional.interpolate(self.deep(x), scale_factor=3, mode="bilinear")
+        up = functional.pad(up, [0, x.shape[3] - up.shape[3], 0, x.shape[2] - up.shape[2]])
+        y: Tensor = self.fuse(torch.cat((x, up), 1))
+        return y
+
+    assert "padded" in why_left(fusion(pads))
+
+
 def test_a_model_that_fails_in_float64_is_left() -> None:
     class Refuses(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -132,6 +132,8 @@ class _Watch(TorchFunctionMode):
             return
         if func is functional.interpolate:
             self._marks[result] = _Upsampled((self._now(),))
+        elif func is functional.pad and isinstance(mark := self._marks.get(tensors[0]), _Upsampled):
+            self._marks[result] = mark
         elif func in CONCATENATIONS:
             upsampled = [mark for t in tensors if isinstance(mark := self._marks.get(t), _Upsampled)]
             if upsampled and result.dim() == 4:

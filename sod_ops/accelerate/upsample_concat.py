@@ -39,6 +39,8 @@ def replace(module: torch.nn.Module, graph: fx.Graph) -> tuple[int, list[str]]:
                 reasons.append(str(reason))
             else:
                 served[node] = branches
+        elif any(m.target is functional.pad for m in maps):
+            reasons.append("its upsampled maps are padded before they are concatenated")
     if served:
         _call(graph, served)
     return len(served), reasons
