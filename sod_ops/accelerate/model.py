@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from sod_ops import nn
-from sod_ops.accelerate import mmseg, smp, timm, torchvision, transformers, verify
+from sod_ops.accelerate import custom, mmseg, smp, timm, torchvision, transformers, verify
 from sod_ops.accelerate.functions import path_of
 from sod_ops.accelerate.report import Report
 from sod_ops.accelerate.swap import NotServedError, Swap, bind, is_bound, unbind
@@ -21,6 +21,9 @@ _CLASSES: Mapping[str, Callable[[torch.nn.Module], Swap]] = {
     **transformers.CLASSES,
     **mmseg.CLASSES,
 }
+
+# Every module by its name, with its swap, or why it is left alone; None for one that no op of this package is for.
+Found: TypeAlias = dict[str, tuple[torch.nn.Module, Swap | str | None]]
 
 # Names under which many projects have a block like these; one that is not known by path is named in the report.
 _LOOKS_FAMILIAR = re.compile(r"(^|[a-z]|SC)SE_?(Module|Block|Layer)$|Squeeze(And)?Excit")
@@ -41,6 +44,15 @@ def accelerate(
     other layers stay as they are). A class is known by its import path; subclasses are left alone, and so is every
     block with something in it that the fused op does not compute.
 
+    With ``example_inputs``, modules of your own are served, too: those whose forward upsamples (``interpolate``,
+    ``Upsample``), concatenates and convolves 1x1 or 3x3, as the decoders of U-Nets do, and those that multiply a map by a
+    gate computed from its means by one or two matrices, as squeeze-and-excitation does, whatever they are called. They are
+    found by watching the model run, and traced by torch.fx, with all modules that the pattern does not go through left as
+    calls.
+    The trace runs where nothing that it depends on has changed: the kind of arguments, the attributes, children and hooks of
+    the modules that it was made from and, where their code asks for it, their mode. A forward that does more than a trace
+    holds is left, and named. What it reads elsewhere in Python (globals, the insides of objects) counts as constant.
+
     Only the instances' ``forward`` changes. Classes, parameters, state_dict, hooks on the modules and train/eval stay;
     copies (copy.deepcopy, pickle) are accelerated too. Weights are read at every call. A block goes back to its own
     forward for every call that the fused op does not serve: its children have been replaced or given hooks since, batch
@@ -51,7 +63,7 @@ def accelerate(
         model: the model, or a single block.
         example_inputs: inputs that ``model`` accepts: a tensor, a tuple of positional arguments or a dictionary of
             keyword arguments. Where they are given, each block is run on what reaches it, both ways, and only those
-            whose output and gradients agree are swapped. The model runs once, in its mode; parameters, gradients,
+            whose output and gradients agree are swapped. The model runs twice, in its mode; parameters, gradients,
             buffers and PyTorch's random state are left as they were.
 
     Returns:
@@ -62,8 +74,9 @@ def accelerate(
     """
     _check_model("accelerate", model)
     arguments = None if example_inputs is None else verify.call_arguments(example_inputs)
-    found = {name: (module, _swap_or_reason(module)) for name, module in model.named_modules()}
+    found: Found = {name: (module, _swap_or_reason(module)) for name, module in model.named_modules()}
     if arguments is not None:
+        _find_custom(model, found, arguments)
         swaps = {name: (module, outcome) for name, (module, outcome) in found.items() if isinstance(outcome, Swap)}
         for name, reason in verify.deviations(model, swaps, arguments).items():
             found[name] = found[name][0], reason
@@ -88,6 +101,20 @@ def restore(model: torch.nn.Module) -> int:
     """
     _check_model("restore", model)
     return sum(unbind(module) for module in model.modules())
+
+
+def _find_custom(model: torch.nn.Module, found: Found, arguments: verify.Arguments) -> None:
+    """Adds to ``found`` what a run of ``model`` shows in modules that no library's file knows."""
+    known = {module for module, outcome in found.values() if outcome is not None and not _is_unknown(module)}
+    names = {module: name for name, (module, _) in found.items()}
+    with verify.state_preserved(model):
+        for module, outcome in custom.find(model, lambda: verify.run(model, arguments), known):
+            found[names[module]] = module, outcome
+
+
+def _is_unknown(module: torch.nn.Module) -> bool:
+    """Whether nothing is known of the class of ``module`` but its name."""
+    return not is_bound(module) and not any(path_of(kind) in _CLASSES for kind in type(module).__mro__)
 
 
 def _check_model(function: str, model: object) -> None:

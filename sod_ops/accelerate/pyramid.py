@@ -56,19 +56,22 @@ def recognise(name: str, head: Any, blocks: Blocks) -> Block:
     convolution, _ = block.of(head)
     if type(convolution) is not torch.nn.Conv2d:
         raise NotServedError(f"its {name} begins with {path_of(type(convolution))}, not a plain Conv2d")
-    for attribute, value in _ATTRIBUTES.items():
-        if getattr(convolution, attribute) != value:
-            got = getattr(convolution, attribute)
-            raise NotServedError(f"the convolution of its {name} has {attribute}={got!r}, not {value!r}")
-    kernel = convolution.kernel_size
-    if kernel not in ((1, 1), (3, 3)) or convolution.padding != (kernel[0] // 2, kernel[0] // 2):
-        raise NotServedError(
-            f"the convolution of its {name} has kernel_size={kernel} and padding={convolution.padding}: not 3x3 with 1, "
-            "nor 1x1 with 0"
-        )
+    check_convolution(f"the convolution of its {name}", convolution)
     if not are_untouched((head, convolution)):
         raise NotServedError(f"its {name} or the convolution in it has hooks, or a forward of its own")
     return block
+
+
+def check_convolution(what: str, convolution: Any) -> None:
+    """Raises NotServedError where pyramid_conv2d does not compute what the Conv2d ``convolution``, ``what``, does."""
+    for attribute, value in _ATTRIBUTES.items():
+        if getattr(convolution, attribute) != value:
+            raise NotServedError(f"{what} has {attribute}={getattr(convolution, attribute)!r}, not {value!r}")
+    kernel = convolution.kernel_size
+    if kernel not in ((1, 1), (3, 3)) or convolution.padding != (kernel[0] // 2, kernel[0] // 2):
+        raise NotServedError(
+            f"{what} has kernel_size={kernel} and padding={convolution.padding}: not 3x3 with 1, nor 1x1 with 0"
+        )
 
 
 def check_bypassed(modules: Mapping[str, torch.nn.Module]) -> None:
@@ -102,11 +105,16 @@ def serves_map(x: Any) -> bool:
 def serves(head: Any, block: Block, x: Any) -> bool:
     """Whether :func:`convolve` may stand for ``head`` in this call; ``x`` is one of the maps."""
     convolution, _ = block.of(head)
+    return serves_convolution(convolution, x) and are_untouched((head,))
+
+
+def serves_convolution(convolution: Any, x: Any) -> bool:
+    """Whether pyramid_conv2d may stand for ``convolution`` in this call."""
     return (
         serves_map(x)
         and type(convolution) is torch.nn.Conv2d
         and (x.dtype == convolution.weight.dtype or torch.is_autocast_enabled(x.device.type))
-        and are_untouched((head, convolution))
+        and are_untouched((convolution,))
     )
 
 

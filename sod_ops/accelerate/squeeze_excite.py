@@ -109,7 +109,7 @@ def excite(parent: torch.nn.Module, parts: Parts, x: Any) -> Tensor | None:
         return None
     expand_weight, expand_bias = _weight_and_bias(children[parts.expand])
     if isinstance(x, Tensor):
-        if not _has_served_dtype(x, expand_weight):
+        if not has_served_dtype(x, expand_weight):
             return None
     elif parts.norm is not None or not isinstance(x, torch.fx.Proxy):
         return None  # torch.fx would keep the weights that the norm is folded into as constants
@@ -220,7 +220,7 @@ def _weight_and_bias(convolution: Any) -> tuple[Any, Any]:
     return convolution.weight, convolution.bias
 
 
-def _has_served_dtype(x: Tensor, weight: Tensor) -> bool:
+def has_served_dtype(x: Tensor, weight: Tensor) -> bool:
     """Whether the module's own forward takes ``x`` beside ``weight`` and answers in the dtype of ``x``."""
     dtype = x.dtype
     if dtype not in _HALF_PRECISION:

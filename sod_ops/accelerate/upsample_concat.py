@@ -1,0 +1,232 @@
+"""``interpolate -> cat -> conv2d`` in a graph, replaced by one call that neither upsamples nor concatenates."""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional
+
+from sod_ops.accelerate import pyramid
+from sod_ops.accelerate.observe import CONCATENATIONS
+from sod_ops.accelerate.squeeze_excite import are_untouched
+from sod_ops.accelerate.swap import NotServedError
+from sod_ops.ops._cost_of_upsampling import pays_before_upsampling
+from sod_ops.ops.pyramid_conv2d import pyramid_conv2d
+
+_MODES = ("bilinear", "nearest")
+_UPSAMPLES = (torch.nn.Upsample, torch.nn.UpsamplingBilinear2d, torch.nn.UpsamplingNearest2d)
+
+# A map to upsample: itself, and the module that would; or itself, size, scale_factor, mode and align_corners.
+Branch: TypeAlias = tuple[Any, ...]
+
+
+def replace(module: torch.nn.Module, graph: fx.Graph) -> tuple[int, list[str]]:
+    """Replaces every such pattern in ``graph``, a trace of ``module``, in place.
+
+    Returns:
+        How many, and why others were left.
+    """
+    served: dict[fx.Node, dict[int, Branch]] = {}
+    reasons: list[str] = []
+    for node in graph.nodes:
+        maps = _concatenated(node)
+        branches = {i: b for i, m in enumerate(maps) if (b := _branch(module, m)) is not None}
+        if branches:
+            try:
+                _check_users(module, node)
+            except NotServedError as reason:
+                reasons.append(str(reason))
+            else:
+                served[node] = branches
+        elif any(m.target is functional.pad for m in maps):
+            reasons.append("its upsampled maps are padded before they are concatenated")
+    if served:
+        _call(graph, served)
+    return len(served), reasons
+
+
+def _call(graph: fx.Graph, served: dict[fx.Node, dict[int, Branch]]) -> None:
+    """Puts a call in the place of each convolution that reads one of the concatenations ``served``."""
+    others = {m: [user for user in m.users if user not in served] for cat in served for m in _concatenated(cat)}
+    for cat, branches in served.items():
+        maps = _concatenated(cat)
+        # An upsampled map that something else reads exists in any case.
+        kept = [None if i in branches and not others[m] else m for i, m in enumerate(maps)]
+        for convolution in list(cat.users):
+            with graph.inserting_before(convolution):
+                given = [_get_module(graph, branches[i]) if i in branches else None for i in range(len(maps))]
+                call = graph.call_function(convolve, (graph.get_attr(str(convolution.target)), kept, given))
+            convolution.replace_all_uses_with(call)
+            graph.erase_node(convolution)
+    for cat in reversed(served):
+        inputs = dict.fromkeys(_concatenated(cat))
+        graph.erase_node(cat)
+        for node in inputs:
+            if not node.users and not others[node]:
+                graph.erase_node(node)
+
+
+def _get_module(graph: fx.Graph, branch: Branch) -> Branch:
+    return tuple(graph.get_attr(str(part)) if isinstance(part, _Module) else part for part in branch)
+
+
+class _Module(str):
+    """The name of a module in a branch, which becomes the module itself."""
+
+
+def _concatenated(node: fx.Node) -> list[fx.Node]:
+    """The maps that ``node`` concatenates along their channels; none where it does anything else."""
+    if node.op != "call_function" or node.target not in CONCATENATIONS:
+        return []
+    maps = node.args[0] if node.args else node.kwargs.get("tensors")
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
+    if dim not in (1, -3) or not isinstance(maps, (list, tuple)) or "out" in node.kwargs:
+        return []
+    return [m for m in maps if isinstance(m, fx.Node)] if all(isinstance(m, fx.Node) for m in maps) else []
+
+
+def _branch(module: torch.nn.Module, node: fx.Node) -> Branch | None:
+    """What ``node`` upsamples, and how; None where it is no such node."""
+    if node.op == "call_module":
+        upsample = module.get_submodule(str(node.target))
+        served = type(upsample) in _UPSAMPLES and upsample.mode in _MODES and len(node.args) == 1
+        return (node.args[0], _Module(node.target)) if served else None
+    if node.op != "call_function" or node.target is not functional.interpolate:
+        return None
+    names = ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    mode = given.get("mode", "nearest")
+    if mode not in _MODES or given.get("recompute_scale_factor") or given.get("antialias"):
+        return None
+    return given["input"], given.get("size"), given.get("scale_factor"), mode, bool(given.get("align_corners"))
+
+
+def _check_users(module: torch.nn.Module, cat: fx.Node) -> None:
+    for user in cat.users:
+        if user.op != "call_module" or user.args != (cat,) or user.kwargs:
+            raise NotServedError(f"more than a convolution reads its concatenation of upsampled maps: {user.target}")
+        convolution = module.get_submodule(str(user.target))
+        if type(convolution) is not torch.nn.Conv2d:
+            raise NotServedError(f"its {user.target}, which reads its upsampled maps, is not a plain Conv2d")
+        pyramid.check_convolution(f"its {user.target}, which reads its upsampled maps,", convolution)
+    if not cat.users:
+        raise NotServedError("nothing reads its concatenation of upsampled maps")
+
+
+def convolve(convolution: Any, maps: Sequence[Tensor | None], branches: Sequence[Branch | None]) -> Tensor:
+    """``convolution(cat(maps))``, without the upsampled ones.
+
+    Args:
+        convolution: a Conv2d.
+        maps: those to concatenate, in their order; None where it does not exist and is to be upsampled.
+        branches: for those that are upsampled, what and how; None for the others. A map that was upsampled in any case is
+            convolved at its own size only where that is cheaper.
+    """
+    y = _convolve(convolution, maps, branches)
+    if y is not None:
+        return y
+    whole = [
+        _upsample(branch) if m is None and branch is not None else m for m, branch in zip(maps, branches, strict=True)
+    ]
+    result: Tensor = convolution(torch.cat(whole, 1))  # type: ignore[arg-type]
+    return result
+
+
+def _convolve(convolution: Any, maps: Sequence[Tensor | None], branches: Sequence[Branch | None]) -> Tensor | None:
+    """The same, or None where it is not to be had so in this call."""
+    tensors = [m if branch is None else branch[0] for m, branch in zip(maps, branches, strict=True)]
+    if not all(pyramid.serves_convolution(convolution, t) for t in tensors):
+        return None
+    targets = [
+        m.shape[2:] if branch is None and m is not None else _target(branch)
+        for m, branch in zip(maps, branches, strict=True)
+    ]
+    size = targets[0]
+    if size is None or any(target != size for target in targets):
+        return None
+    weight, ways = convolution.weight, {_way(branch) for branch in branches if branch is not None}
+    way = next(_way(branch) for branch in branches if branch is not None)
+    channels = [int(t.shape[1]) for t in tensors if t is not None]
+    if sum(channels) != weight.shape[1]:
+        return None
+    parts = weight.split(channels, 1)
+    plain, first, small, rest = [], [], [], []
+    for m, branch, part in zip(maps, branches, parts, strict=True):
+        own = branch is None or (len(ways) > 1 and _way(branch) != way)
+        if not own and m is not None and branch is not None:
+            own = not pays_before_upsampling(branch[0], part, (size[0], size[1]))
+        if own:
+            plain.append(m if m is not None else _upsample(branch))  # type: ignore[arg-type]
+            first.append(part)
+        else:
+            small.append(branch[0])  # type: ignore[index]
+            rest.append(part)
+    if not small:
+        return None
+    mode, align_corners = way
+    x: Any = None if not plain else plain[0] if len(plain) == 1 else torch.cat(plain, 1)
+    ordered = [*first, *rest]
+    if all(a is b for a, b in zip(ordered, parts, strict=True)):
+        x_first = True
+    elif all(a is b for a, b in zip([*rest, *first], parts, strict=True)):
+        x_first = False
+    else:
+        x_first, weight = True, torch.cat(ordered, 1)
+    return pyramid_conv2d(
+        x,
+        small,
+        weight,
+        convolution.bias,
+        padding=convolution.padding[0],
+        align_corners=align_corners,
+        x_first=x_first,
+        mode=mode,
+        size=(size[0], size[1]) if x is None else None,
+    )
+
+
+def _options(branch: Branch) -> tuple[Any, Any, str, bool]:
+    """Size, scale factor, mode and align_corners."""
+    if len(branch) == 2:
+        upsample = branch[1]
+        return upsample.size, upsample.scale_factor, upsample.mode, bool(upsample.align_corners)
+    return branch[1], branch[2], branch[3], branch[4]
+
+
+def _way(branch: Branch) -> tuple[str, bool]:
+    _, _, mode, align_corners = _options(branch)
+    return mode, align_corners
+
+
+def _upsample(branch: Branch) -> Tensor:
+    if len(branch) == 2:
+        upsampled: Tensor = branch[1](branch[0])
+        return upsampled
+    x, size, scale_factor, mode, align_corners = branch
+    return functional.interpolate(
+        x, size, scale_factor, mode=mode, align_corners=align_corners if mode == "bilinear" else None
+    )
+
+
+def _target(branch: Branch | None) -> tuple[int, ...] | None:
+    """The size that ``branch`` is upsampled to; None where that is not what pyramid_conv2d upsamples to."""
+    if branch is None:
+        return None
+    if len(branch) == 2:
+        upsample = branch[1]
+        if type(upsample) not in _UPSAMPLES or not are_untouched((upsample,)) or upsample.recompute_scale_factor:
+            return None
+    size, factor, mode, _ = _options(branch)
+    if mode not in _MODES:
+        return None
+    if size is not None:
+        return tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    factors = factor if isinstance(factor, (tuple, list)) else (factor, factor)
+    target = []
+    # With a factor, PyTorch steps by it; with a size, by the sizes' ratio. They are one where nothing is rounded.
+    for length, f in zip(branch[0].shape[2:], factors, strict=True):
+        if f is None or f <= 0 or length * f != int(length * f):
+            return None
+        target.append(int(length * f))
+    return tuple(target)

@@ -1,0 +1,122 @@
+"""Decoders of salient object networks, small, written from their papers' figures as users write them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class ConvBlock(nn.Module):
+    """Convolution, batch norm, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, dilation: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.norm(self.conv(x)))
+
+
+def upsample_like(source: Tensor, target: Tensor) -> Tensor:
+    return functional.upsample(source, size=target.shape[2:], mode="bilinear")
+
+
+class ResidualUBlock(nn.Module):
+    """U2-Net's RSU: a U-Net of its own whose input is added to its output."""
+
+    def __init__(self, in_channels: int, mid_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.enter = ConvBlock(in_channels, out_channels)
+        self.down1 = ConvBlock(out_channels, mid_channels)
+        self.pool = nn.MaxPool2d(2, stride=2, ceil_mode=True)
+        self.down2 = ConvBlock(mid_channels, mid_channels)
+        self.bottom = ConvBlock(mid_channels, mid_channels, dilation=2)
+        self.up2 = ConvBlock(2 * mid_channels, mid_channels)
+        self.up1 = ConvBlock(2 * mid_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        entered = self.enter(x)
+        level1 = self.down1(entered)
+        level2 = self.down2(self.pool(level1))
+        up2 = self.up2(torch.cat((self.bottom(level2), level2), 1))
+        return self.up1(torch.cat((upsample_like(up2, level1), level1), 1)) + entered
+
+
+class U2Net(nn.Module):
+    """Three stages of residual U-blocks, and a saliency map from each level of the decoder and from all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder1 = ResidualUBlock(3, 6, 8)
+        self.pool = nn.MaxPool2d(2, stride=2, ceil_mode=True)
+        self.encoder2 = ResidualUBlock(8, 6, 8)
+        self.encoder3 = ResidualUBlock(8, 6, 8)
+        self.decoder2 = ResidualUBlock(16, 6, 8)
+        self.decoder1 = ResidualUBlock(16, 6, 8)
+        self.side1 = nn.Conv2d(8, 1, 3, padding=1)
+        self.side2 = nn.Conv2d(8, 1, 3, padding=1)
+        self.out = nn.Conv2d(2, 1, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        level1 = self.encoder1(x)
+        level2 = self.encoder2(self.pool(level1))
+        level3 = self.encoder3(self.pool(level2))
+        up2 = self.decoder2(torch.cat((upsample_like(level3, level2), level2), 1))
+        up1 = self.decoder1(torch.cat((upsample_like(up2, level1), level1), 1))
+        first = self.side1(up1)
+        second = upsample_like(self.side2(up2), first)
+        fused = self.out(torch.cat((first, second), 1))
+        return torch.sigmoid(fused), torch.sigmoid(first), torch.sigmoid(second)
+
+
+class BASNetDecoder(nn.Module):
+    """Two levels and a refinement module, upsampled by modules, their convolutions in the open and in Sequentials."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.pool = nn.MaxPool2d(2, 2)
+        self.encoder2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.encoder3 = nn.Conv2d(8, 8, 3, padding=1)
+        self.upscore2 = nn.Upsample(scale_factor=2, mode="bilinear")
+        self.decoder2_conv = nn.Conv2d(16, 8, 3, padding=1)
+        self.decoder2_norm = nn.BatchNorm2d(8)
+        self.decoder2_relu = nn.ReLU(inplace=True)
+        self.decoder1 = nn.Sequential(nn.Conv2d(16, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.score = nn.Conv2d(8, 1, 3, padding=1)
+        self.upscore4 = nn.Upsample(scale_factor=4, mode="bilinear", align_corners=True)
+        self.refine = nn.Conv2d(9, 1, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = x[:, :, : x.shape[2] // 4 * 4, : x.shape[3] // 4 * 4]
+        level1 = self.encoder1(x)
+        level2 = self.encoder2(self.pool(level1))
+        level3 = self.encoder3(self.pool(level2))
+        up = self.upscore2(level3)
+        decoded2 = self.decoder2_relu(self.decoder2_norm(self.decoder2_conv(torch.cat((up, level2), 1))))
+        up = self.upscore2(decoded2)
+        decoded1 = self.decoder1(torch.cat((up, level1), 1))
+        coarse = self.score(decoded1)
+        residual = self.refine(torch.cat((coarse, self.upscore4(level3)), 1))
+        return torch.sigmoid(coarse), torch.sigmoid(coarse + residual)
+
+
+class Fusion(nn.Module):
+    """A map and one of a quarter of its size, convolved together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep: nn.Module = nn.Conv2d(3, 4, 3, stride=4, padding=1)
+        self.fuse: nn.Module = nn.Conv2d(7, 4, 3, padding=1)
+        self.other = nn.Conv2d(7, 4, 1)
+        self.bias: Any = None
+        self.last: Any = None
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = functional.interpolate(self.deep(x), x.shape[2:], mode="bilinear")
+        y: Tensor = self.fuse(torch.cat((x, up), 1))
+        return y
