@@ -18,7 +18,11 @@ from torch import Tensor
 from sod_ops.triton._planes import aligned, device_guard, map_steps, power_of_two
 from sod_ops.triton._rows import store, tile
 
-_TILE = 2048  # elements: 16 for each of 128 threads; half where each has an address of its own or takes two registers
+# Elements: 16 for each of 128 threads; fewer where each takes two registers, or an address and two predicates of its own, of
+# which a thread has seven: with 8 unaligned bytes to a thread they are spilled.
+_TILE = 2048
+_DOUBLE_TILE = 1024
+_NARROW_TILE = 512
 _NUMBERS = ("lines", "length", "column_length", "planes", "height", "sample_step", "plane_step")
 _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size: copying is blind to the dtype
 
@@ -111,7 +115,7 @@ def _plan(images: Tensor) -> _Walk:
     lines, length = samples * planes * height, width * column_length
     bits = length | sample_step | plane_step | 16
     alignment = bits & -bits
-    largest = _TILE if alignment > 1 and images.element_size() < 8 else _TILE // 2
+    largest = _NARROW_TILE if alignment == 1 else _DOUBLE_TILE if images.element_size() == 8 else _TILE
     block_c = min(power_of_two(length), largest)
     block_r = min(power_of_two(lines), largest // block_c)
     return _Walk(
