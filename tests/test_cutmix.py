@@ -19,7 +19,8 @@ from sod_ops.ops.cutmix import _draw, _select, paste
 from sod_ops.reference.cutmix import cutmix as reference
 
 WITHOUT_KERNELS = ("cuda",)
-INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+# Pasting is blind to the dtype but for its size: one of each, and those that are special to a backend.
+PASTED = (torch.bool, torch.uint8, torch.bfloat16, torch.float32, torch.int64)
 
 
 def generator(device: str, seed: int = 0) -> torch.Generator:
@@ -124,7 +125,7 @@ def test_boxes_and_lambda() -> None:
 # ---- What is pasted ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [*FLOATING, *INTEGERS], ids=str)
+@pytest.mark.parametrize("dtype", PASTED, ids=str)
 @pytest.mark.parametrize("case", [case for case in MAPS if not case.large], ids=str)
 def test_shapes_layouts_and_dtypes(backend: Backend, case: MapCase, dtype: torch.dtype) -> None:
     images = case.build(torch.float32, backend.device)
@@ -250,6 +251,18 @@ def test_structures_and_dtypes_come_back(backend: Backend) -> None:
         assert type(targets) is container
         assert [t.dtype for t in targets] == [torch.bfloat16, torch.int16]
         assert targets[1].shape == mask.shape
+
+
+@pytest.mark.parametrize(
+    "dtype", [*FLOATING, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+)
+def test_masks_of_every_dtype(backend: Backend, dtype: torch.dtype) -> None:
+    images = torch.zeros(3, 1, 6, 5, device=backend.device)
+    masks = (torch.rand(3, 6, 5, device=backend.device) * 3).to(dtype)
+    partner, boxes, _ = _draw(images, 1.0, True, generator(backend.device, 1))
+    found = sod_ops.cutmix(images, masks, generator=generator(backend.device, 1))[1]
+    assert found.dtype == dtype
+    assert torch.equal(found, by_hand(masks[:, None], partner, boxes)[:, 0])
 
 
 # ---- Gradients --------------------------------------------------------------------------------------------------------
