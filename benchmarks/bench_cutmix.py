@@ -20,22 +20,23 @@ from sod_ops.reference.cutmix import cutmix as reference
 
 @dataclass(frozen=True)
 class CutMix(Case):
-    """``shape`` is [B, C, H, W]; masks are [B, 1, H, W] in the images' dtype."""
+    """``shape`` is [B, C, H, W]; masks are [B, 1, H, W]."""
 
     shape: tuple[int, int, int, int]
     dtype: torch.dtype = torch.float32
+    masks: torch.dtype = torch.uint8
     headline: bool = False
 
     peer_name = "torchvision, images alone"
 
     @property
     def name(self) -> str:
-        return f"{'x'.join(map(str, self.shape))} {str(self.dtype).removeprefix('torch.')}, masks"
+        return f"{'x'.join(map(str, self.shape))} {_short(self.dtype)}, {_short(self.masks)} masks"
 
     def inputs(self, device: str) -> tuple[Tensor, ...]:
         generator = torch.Generator(device).manual_seed(0)
         images = torch.rand(self.shape, generator=generator, device=device) * 255
-        return images.to(self.dtype), (images[:, :1] > 128).to(self.dtype)
+        return images.to(self.dtype), (images[:, :1] > 128).to(self.masks)
 
     def reference(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         partner, boxes, _ = _draw(inputs[0], 1.0, True, torch.Generator(inputs[0].device).manual_seed(1))
@@ -64,11 +65,16 @@ class CutMix(Case):
 
     def floor_bytes(self, mode: str) -> int:
         samples, channels, height, width = self.shape
-        return 2 * samples * (channels + 1) * height * width * self.dtype.itemsize
+        return 2 * samples * height * width * (channels * self.dtype.itemsize + self.masks.itemsize)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 _CASES = [
     CutMix((64, 3, 224, 224), headline=True),
+    CutMix((64, 3, 224, 224), masks=torch.float32, headline=True),
     CutMix((64, 3, 224, 224), torch.uint8, headline=True),
     CutMix((8, 3, 352, 352)),
 ]

@@ -57,16 +57,23 @@ void paste(const Lines& lines, const T* images, const int64_t* partner, CutBoxes
     const T* own = line_of(lines, images, place.sample, place);
     if (cut.holds(place.y)) {
       const T* other = line_of(lines, images, partner[place.sample], place);
-      if (cut.holds(place.y + kAhead)) {
-        const int64_t ahead = kAhead * lines.length;
-        prefetch(own + ahead, cut.begin);
-        prefetch(other + ahead + cut.begin, cut.end - cut.begin);
-        prefetch(own + ahead + cut.end, lines.length - cut.end);
+      const int64_t count = std::min(cut.bottom - place.y, end - line);
+      for (int64_t i = 0; i < count; ++i, own += lines.length, other += lines.length) {
+        if (i + kAhead < count) {
+          const int64_t ahead = kAhead * lines.length;
+          prefetch(own + ahead, cut.begin);
+          prefetch(other + ahead + cut.begin, cut.end - cut.begin);
+          prefetch(own + ahead + cut.end, lines.length - cut.end);
+        }
+        writer.write(lines.length, [&](int64_t first, int64_t n, T* piece) {
+          const int64_t last = first + n;
+          const int64_t begin = std::clamp(cut.begin, first, last), stop = std::clamp(cut.end, first, last);
+          simd::copy_run(own + first, piece, begin - first);
+          simd::copy_run(other + begin, piece + (begin - first), stop - begin);
+          simd::copy_run(own + stop, piece + (stop - first), last - stop);
+        });
       }
-      writer.append(own, cut.begin);
-      writer.append(other + cut.begin, cut.end - cut.begin);
-      writer.append(own + cut.end, lines.length - cut.end);
-      ++line;
+      line += count;
       continue;
     }
     // All lines up to the box, or to the end of the plane, are one run.
