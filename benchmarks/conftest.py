@@ -59,10 +59,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A benchmark that takes ``case`` and ``mode`` runs on every case of its file, in every mode."""
+    """A benchmark that takes ``case`` runs on every case of its file; one that takes ``mode``, in every mode."""
     if "case" in metafunc.fixturenames:
         cases = metafunc.module.CASES[metafunc.config.stash[_DEVICE].type]
         metafunc.parametrize("case", cases, ids=[case.name.replace(" ", "-") for case in cases])
+    if "mode" in metafunc.fixturenames:
         metafunc.parametrize("mode", MODES, ids=[mode.replace(" + ", "-") for mode in MODES])
 
 

@@ -10,6 +10,8 @@ STABLE_TORCH_LIBRARY(sod_ops, m) {
   m.def("bce_ssim_iou_loss_backward(Tensor grad_output, Tensor[] probabilities, Tensor mask, float bce_weight, float ssim_weight, float iou_weight, float smooth, SymInt window_size, float sigma, float[] weights, SymInt reduction) -> Tensor[]");
   m.def("box_filter(Tensor mask, SymInt kernel_size) -> Tensor");
   m.def("box_filter_backward(Tensor grad_output, SymInt kernel_size) -> Tensor");
+  m.def("cutmix(Tensor images, Tensor partner, Tensor boxes) -> Tensor");
+  m.def("cutmix_backward(Tensor grad_output, Tensor receiver, Tensor boxes) -> Tensor");
   m.def("scale_gradient_(Tensor(a0!) gradient, Tensor factor) -> ()");
   m.def("sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma, SymInt reduction, bool with_gradient) -> (Tensor, Tensor)");
   m.def("sigmoid_focal_loss_backward(Tensor grad_output, Tensor inputs, Tensor targets, float alpha, float gamma, SymInt reduction) -> Tensor");

@@ -4,11 +4,13 @@ from sod_ops import nn
 from sod_ops._version import __version__
 from sod_ops.accelerate import Report, accelerate, restore
 from sod_ops.backends import available_backends, use_backend
+from sod_ops.nn.cutmix import CutMix
 from sod_ops.ops.adaptive_pixel_intensity_loss import adaptive_pixel_intensity_loss
 from sod_ops.ops.bce_ssim_iou_loss import bce_ssim_iou_loss
 from sod_ops.ops.box_filter import box_filter
 from sod_ops.ops.box_iou_loss import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 from sod_ops.ops.complete_box_iou import complete_box_iou
+from sod_ops.ops.cutmix import cutmix
 from sod_ops.ops.pyramid_conv2d import pyramid_conv2d
 from sod_ops.ops.pyramid_pool import pyramid_pool
 from sod_ops.ops.pyramid_upsample_concat import pyramid_upsample_concat
@@ -21,6 +23,7 @@ from sod_ops.ops.tversky_loss import dice_loss, iou_loss, tversky_loss
 from sod_ops.patch import patch_losses
 
 __all__ = [
+    "CutMix",
     "Report",
     "__version__",
     "accelerate",
@@ -30,6 +33,7 @@ __all__ = [
     "box_filter",
     "complete_box_iou",
     "complete_box_iou_loss",
+    "cutmix",
     "dice_loss",
     "distance_box_iou_loss",
     "generalized_box_iou_loss",

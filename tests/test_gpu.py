@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 import sod_ops
+from sod_ops.ops.cutmix import _draw as draw_cutmix
+from sod_ops.ops.cutmix import paste
 
 DEVICE = "cuda"
 
@@ -103,6 +105,13 @@ def ssim(dtype: torch.dtype, device: str) -> Call:
     return Call(partial(sod_ops.ssim, reduction="none"), (x, y))
 
 
+def cutmix(dtype: torch.dtype, device: str) -> Call:
+    """The pasting, which is what is differentiated; test_cutmix_draws_in_a_graph has the rest."""
+    images = torch.rand(8, 3, 96, 80, device=device).to(dtype).requires_grad_()
+    partner, boxes, _ = draw_cutmix(images, 1.0, True, None)
+    return Call(partial(paste, partner=partner, boxes=boxes), (images,))
+
+
 # An op adds a line.
 CALLS = {
     "squeeze_excite": squeeze_excite,
@@ -114,6 +123,7 @@ CALLS = {
     "pyramid_pool": pyramid_pool,
     "pyramid_upsample_concat": pyramid_upsample_concat,
     "box_filter": box_filter,
+    "cutmix": cutmix,
     "bce_ssim_iou_loss": bce_ssim_iou_loss,
     "ssim": ssim,
     "structure_loss": structure_loss,
@@ -167,6 +177,28 @@ def test_graph_capture_and_replay(make: Callable[..., Call]) -> None:
     graph.replay()
     for a, e in zip(captured, forward_and_backward(call), strict=True):
         torch.testing.assert_close(a, e, rtol=0, atol=0)
+
+
+def test_cutmix_draws_in_a_graph() -> None:
+    """Without synchronising, and anew at each replay; labels count what the images hold."""
+    labels = torch.arange(4, device=DEVICE)
+    images = labels[:, None, None, None].expand(4, 3, 64, 48).float().contiguous()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        sod_ops.cutmix(images, labels, num_classes=4)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        mixed, soft = sod_ops.cutmix(images, labels, num_classes=4)
+    seen = []
+    for _ in range(3):
+        graph.replay()
+        counted = torch.stack([(mixed == k).float().mean((1, 2, 3)) for k in range(4)], 1)
+        torch.testing.assert_close(soft, counted)
+        seen.append(mixed.clone())
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])
 
 
 def test_no_synchronisation(make: Callable[..., Call]) -> None:

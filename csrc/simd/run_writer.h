@@ -1,6 +1,8 @@
 // Writing one long run of memory in pieces of any length.
 #pragma once
 
+#include <cstring>
+
 #include "vector.h"
 
 namespace sod_ops::simd {
@@ -8,6 +10,10 @@ inline namespace CPU_CAPABILITY {
 
 template <typename T>
 inline void copy_run(const T* from, T* to, int64_t n) {
+  if constexpr (sizeof(T) < 4) {  // of which at::vec loads and stores part of a register through memory
+    std::memcpy(to, from, n * sizeof(T));
+    return;
+  }
   constexpr int64_t size = Vectorized<T>::size();
   int64_t i = 0;
   for (; i + size <= n; i += size) Vectorized<T>::loadu(from + i).store(to + i);
@@ -55,6 +61,16 @@ class RunWriter {
 
   void append(const T* from, int64_t n) {
     if constexpr (kStream) {
+      if (fill_ > 0 && n >= kCapacity / 4) {
+        // Worth completing a register for, so that the rest need not pass through the buffer.
+        const int64_t missing = (kSize - fill_ % kSize) % kSize;
+        if (fill_ + missing > kCapacity) flush();
+        copy_run(from, buffer_ + fill_, missing);
+        fill_ += missing;
+        from += missing;
+        n -= missing;
+        flush();
+      }
       if (fill_ == 0) {
         const int64_t whole = n / kSize * kSize;
         for (int64_t i = 0; i < whole; i += kSize) stream(Vectorized<T>::loadu(from + i), to_ + i);

@@ -3,6 +3,7 @@
 from sod_ops.nn.adaptive_pixel_intensity_loss import AdaptivePixelIntensityLoss
 from sod_ops.nn.bce_ssim_iou_loss import BCESSIMIoULoss
 from sod_ops.nn.box_iou_loss import CompleteBoxIoULoss, DistanceBoxIoULoss, GeneralizedBoxIoULoss
+from sod_ops.nn.cutmix import CutMix
 from sod_ops.nn.focal_loss import SigmoidFocalLoss, SoftmaxFocalLoss
 from sod_ops.nn.pyramid import PyramidPooling, PyramidPoolingHead
 from sod_ops.nn.squeeze_excite import SqueezeExcitation
@@ -16,6 +17,7 @@ __all__ = [
     "AdaptivePixelIntensityLoss",
     "BCESSIMIoULoss",
     "CompleteBoxIoULoss",
+    "CutMix",
     "DiceLoss",
     "DistanceBoxIoULoss",
     "GeneralizedBoxIoULoss",
