@@ -8,7 +8,9 @@ from sod_ops.ops.adaptive_pixel_intensity_loss import adaptive_pixel_intensity_l
 from sod_ops.ops.bce_ssim_iou_loss import bce_ssim_iou_loss
 from sod_ops.ops.box_filter import box_filter
 from sod_ops.ops.box_iou_loss import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
+from sod_ops.ops.channel_pool import channel_pool
 from sod_ops.ops.complete_box_iou import complete_box_iou
+from sod_ops.ops.global_pool import global_pool
 from sod_ops.ops.pyramid_conv2d import pyramid_conv2d
 from sod_ops.ops.pyramid_pool import pyramid_pool
 from sod_ops.ops.pyramid_upsample_concat import pyramid_upsample_concat
@@ -28,11 +30,13 @@ __all__ = [
     "available_backends",
     "bce_ssim_iou_loss",
     "box_filter",
+    "channel_pool",
     "complete_box_iou",
     "complete_box_iou_loss",
     "dice_loss",
     "distance_box_iou_loss",
     "generalized_box_iou_loss",
+    "global_pool",
     "iou_loss",
     "nn",
     "patch_losses",
