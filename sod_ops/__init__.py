@@ -10,6 +10,7 @@ from sod_ops.ops.box_filter import box_filter
 from sod_ops.ops.box_iou_loss import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 from sod_ops.ops.channel_pool import channel_pool
 from sod_ops.ops.complete_box_iou import complete_box_iou
+from sod_ops.ops.gate import gate
 from sod_ops.ops.global_pool import global_pool
 from sod_ops.ops.pyramid_conv2d import pyramid_conv2d
 from sod_ops.ops.pyramid_pool import pyramid_pool
@@ -35,6 +36,7 @@ __all__ = [
     "complete_box_iou_loss",
     "dice_loss",
     "distance_box_iou_loss",
+    "gate",
     "generalized_box_iou_loss",
     "global_pool",
     "iou_loss",

@@ -136,3 +136,18 @@ def check_boxes(op: str, argument: str, value: Any, *, single: bool) -> None:
     if value.dim() not in ((1, 2) if single else (2,)) or value.shape[-1] != 4:
         bad_value(op, argument, "of shape [N, 4] or [4]" if single else "of shape [N, 4]", shape_of(value))
     check_floating(op, argument, value)
+
+
+def check_parameter(
+    op: str, argument: str, value: Any, shape: tuple[int, ...], x: Tensor, *, optional: bool = False
+) -> None:
+    """Raises unless ``value`` has this shape, and the dtype and the device of ``x``; under autocast any floating dtype."""
+    check_tensor(op, argument, value, optional=optional)
+    if value is None:
+        return
+    check_floating(op, argument, value)
+    if value.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        bad_type(op, argument, f"{x.dtype} as x is", value.dtype)
+    if tuple(value.shape) != shape:
+        bad_value(op, argument, f"of shape {list(shape)}", shape_of(value))
+    check_same_device(op, "x", x.device, ((argument, value),))
