@@ -15,8 +15,10 @@ from sod_ops.ops.global_pool import global_pool
 from sod_ops.ops.pyramid_conv2d import pyramid_conv2d
 from sod_ops.ops.pyramid_pool import pyramid_pool
 from sod_ops.ops.pyramid_upsample_concat import pyramid_upsample_concat
+from sod_ops.ops.scse import scse
 from sod_ops.ops.sigmoid_focal_loss import sigmoid_focal_loss
 from sod_ops.ops.softmax_focal_loss import softmax_focal_loss
+from sod_ops.ops.spatial_attention import spatial_attention
 from sod_ops.ops.squeeze_excite import squeeze_excite
 from sod_ops.ops.ssim import ssim
 from sod_ops.ops.structure_loss import structure_loss
@@ -46,8 +48,10 @@ __all__ = [
     "pyramid_pool",
     "pyramid_upsample_concat",
     "restore",
+    "scse",
     "sigmoid_focal_loss",
     "softmax_focal_loss",
+    "spatial_attention",
     "squeeze_excite",
     "ssim",
     "structure_loss",
