@@ -143,8 +143,8 @@ class SpatialAttention(nn.Module):
     """PFAN's spatial attention, for low levels: pixels scaled by a gate from two pairs of long and narrow convolutions.
 
     ``y = x sigmoid(conv9x1(conv1x9(x)) + conv1x9(conv9x1(x)))``, every convolution followed by batch norm and ReLU, the
-    first of each pair to half of the channels, the second to one. The scaling is :func:`sod_ops.gate`. (CBAM's spatial attention is
-    :func:`sod_ops.spatial_attention`.)
+    first of each pair to half of the channels, the second to one. The scaling is :func:`sod_ops.gate`. (CBAM's spatial
+    attention is :func:`sod_ops.spatial_attention`.)
 
     The state_dict holds the Sequentials ``rows_first`` (1x9, then 9x1) and ``columns_first`` (9x1, then 1x9): convolutions
     ``0`` and ``3``, norms ``1`` and ``4``.
