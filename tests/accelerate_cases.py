@@ -1,7 +1,7 @@
 """What the tests of accelerate share: a peer's block by class, a small model, and how close is the same."""
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pytest
@@ -65,12 +65,16 @@ def count_fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What reaches the fused op, so that no test of equality passes by running the block's own forward."""
     calls: list[Any] = []
 
-    def squeeze_excite(*args: Any, **kwargs: Any) -> Tensor:
-        calls.append((args, kwargs))
-        return sod_ops.squeeze_excite(*args, **kwargs)
+    def counting(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*args: Any, **kwargs: Any) -> Tensor:
+            calls.append((args, kwargs))
+            return function(*args, **kwargs)
+
+        return call
 
     # By sys.modules: the name sod_ops.accelerate is the function.
-    monkeypatch.setattr(sys.modules["sod_ops.accelerate.squeeze_excite"], "squeeze_excite", squeeze_excite)
+    for name, op in (("squeeze_excite", sod_ops.squeeze_excite), ("smp", sod_ops.gate)):
+        monkeypatch.setattr(sys.modules[f"sod_ops.accelerate.{name}"], op.__name__, counting(op))
     return calls
 
 

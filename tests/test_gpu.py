@@ -35,6 +35,22 @@ def pyramid_pool(dtype: torch.dtype, device: str) -> Call:
     return Call(lambda x: torch.cat([level.flatten(2) for level in sod_ops.pyramid_pool(x)], 2), (x,))
 
 
+def channel_pool(dtype: torch.dtype, device: str) -> Call:
+    x = torch.randn(4, 64, 33, 40, device=device).to(dtype).requires_grad_()
+    return Call(sod_ops.channel_pool, (x,))
+
+
+def global_pool(dtype: torch.dtype, device: str) -> Call:
+    """Mean and maximum as one tensor."""
+    x = torch.randn(4, 64, 33, 40, device=device).to(dtype).requires_grad_()
+    return Call(lambda x: torch.cat(sod_ops.global_pool(x), 1), (x,))
+
+
+def gate(dtype: torch.dtype, device: str) -> Call:
+    shapes = ((4, 64, 33, 40), (4, 64, 1, 1), (4, 1, 33, 40))
+    return Call(sod_ops.gate, tuple(torch.randn(s, device=device).to(dtype).requires_grad_() for s in shapes))
+
+
 def boxes(count: int, dtype: torch.dtype, device: str) -> Tensor:
     """[count, 4], in 100 x 100 pixels."""
     return (torch.rand(count, 2, 2, device=device).sort(1).values * 100).view(-1, 4).to(dtype).requires_grad_()
@@ -120,6 +136,9 @@ CALLS = {
     "pyramid_conv2d": pyramid_conv2d,
     "sigmoid_focal_loss": sigmoid_focal_loss,
     "softmax_focal_loss": softmax_focal_loss,
+    "channel_pool": channel_pool,
+    "global_pool": global_pool,
+    "gate": gate,
     "pyramid_pool": pyramid_pool,
     "pyramid_upsample_concat": pyramid_upsample_concat,
     "box_filter": box_filter,

@@ -17,7 +17,7 @@ struct Samples {
   int64_t step;
 
   T* at(const MapShape& shape, int64_t n, int64_t channel = 0, int64_t pixel = 0) const {
-    return data + n * sample_step + (shape.planar ? channel * step : pixel * step + channel);
+    return data + n * sample_step + (shape.planar ? channel * step + pixel : pixel * step + channel);
   }
 };
 

@@ -35,6 +35,7 @@ struct Mask {
   std::conditional_t<sizeof(T) == 4, __mmask16, __mmask8> bits;
 
   friend Mask operator&(Mask a, Mask b) { return {static_cast<decltype(bits)>(a.bits & b.bits)}; }
+  friend Mask operator|(Mask a, Mask b) { return {static_cast<decltype(bits)>(a.bits | b.bits)}; }
   friend Mask operator^(Mask a, Mask b) { return {static_cast<decltype(bits)>(a.bits ^ b.bits)}; }
 };
 
@@ -49,6 +50,24 @@ inline Mask<float> equal(const Vector<float>& a, const Vector<float>& b) {
 }
 inline Mask<double> equal(const Vector<double>& a, const Vector<double>& b) {
   return {_mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ)};
+}
+inline Mask<float> at_most(const Vector<float>& a, const Vector<float>& b) {
+  return {_mm512_cmp_ps_mask(a, b, _CMP_LE_OQ)};
+}
+inline Mask<double> at_most(const Vector<double>& a, const Vector<double>& b) {
+  return {_mm512_cmp_pd_mask(a, b, _CMP_LE_OQ)};
+}
+inline Mask<float> is_nan(const Vector<float>& a) { return {_mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q)}; }
+inline Mask<double> is_nan(const Vector<double>& a) { return {_mm512_cmp_pd_mask(a, a, _CMP_UNORD_Q)}; }
+inline Mask<float> equal(const Vector<int32_t>& a, const Vector<int32_t>& b) { return {_mm512_cmpeq_epi32_mask(a, b)}; }
+inline Mask<double> equal(const Vector<int64_t>& a, const Vector<int64_t>& b) {
+  return {_mm512_cmpeq_epi64_mask(a, b)};
+}
+inline Vector<int32_t> where(Mask<float> condition, const Vector<int32_t>& a, const Vector<int32_t>& b) {
+  return _mm512_mask_blend_epi32(condition.bits, b, a);
+}
+inline Vector<int64_t> where(Mask<double> condition, const Vector<int64_t>& a, const Vector<int64_t>& b) {
+  return _mm512_mask_blend_epi64(condition.bits, b, a);
 }
 inline Vector<float> where(Mask<float> condition, const Vector<float>& a, const Vector<float>& b) {
   return _mm512_mask_blend_ps(condition.bits, b, a);
@@ -66,6 +85,25 @@ Vector<T> greater(const Vector<T>& a, const Vector<T>& b) {
 template <typename T>
 Vector<T> equal(const Vector<T>& a, const Vector<T>& b) {
   return a == b;
+}
+template <typename T>
+Vector<T> at_most(const Vector<T>& a, const Vector<T>& b) {
+  return a <= b;
+}
+template <typename T>
+Vector<T> is_nan(const Vector<T>& a) {
+  return a != a;
+}
+// The answer as a condition on numbers of the integers' size.
+inline Vector<float> equal(const Vector<int32_t>& a, const Vector<int32_t>& b) { return at::vec::cast<float>(a == b); }
+inline Vector<double> equal(const Vector<int64_t>& a, const Vector<int64_t>& b) {
+  return at::vec::cast<double>(a == b);
+}
+inline Vector<int32_t> where(const Vector<float>& condition, const Vector<int32_t>& a, const Vector<int32_t>& b) {
+  return Vector<int32_t>::blendv(b, a, at::vec::cast<int32_t>(condition));
+}
+inline Vector<int64_t> where(const Vector<double>& condition, const Vector<int64_t>& a, const Vector<int64_t>& b) {
+  return Vector<int64_t>::blendv(b, a, at::vec::cast<int64_t>(condition));
 }
 
 #endif

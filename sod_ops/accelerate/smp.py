@@ -10,6 +10,7 @@ from sod_ops.accelerate import pyramid, squeeze_excite
 from sod_ops.accelerate.functions import Function
 from sod_ops.accelerate.squeeze_excite import Names, are_untouched
 from sod_ops.accelerate.swap import NotServedError, Swap
+from sod_ops.ops.gate import gate
 
 
 def _senet_se_module(module: torch.nn.Module) -> Swap:
@@ -31,14 +32,30 @@ def _scse_module(module: torch.nn.Module) -> Swap:
 
 
 def _scse_forward(module: Any, parts: squeeze_excite.Parts, *args: Any, **kwargs: Any) -> Any:
-    """``x * cSE(x) + x * sSE(x)``, the first term fused."""
-    channel = module.cSE
+    """``x * cSE(x) + x * sSE(x)``: one scaling by the sum of both gates, or at least the first term fused."""
+    channel, spatial = module.cSE, module.sSE
     if len(args) == 1 and not kwargs and _is_plain_sequential(channel):
         (x,) = args
+        if _takes_both_gates(channel, spatial, parts, x):
+            # The children themselves up to their last: autocast and what else is done to convolutions stays as it is.
+            return gate(x, channel[:-1](x), spatial[0](x), sum_of="gates")
         excited = squeeze_excite.excite(channel, parts, x)
         if excited is not None:
-            return excited + x * module.sSE(x)
+            return excited + x * spatial(x)
     return type(module).forward(module, *args, **kwargs)
+
+
+def _takes_both_gates(channel: Any, spatial: Any, parts: squeeze_excite.Parts, x: Any) -> bool:
+    """Whether both gates are sigmoids of logits, of a map that ``gate`` scales."""
+    return (
+        parts.gate == "sigmoid"
+        and isinstance(x, Tensor)
+        and pyramid.serves_map(x)
+        and _is_plain_sequential(spatial)
+        and [type(child) for child in spatial] == [torch.nn.Conv2d, torch.nn.Sigmoid]
+        and squeeze_excite.are_as_swapped(channel, parts)
+        and are_untouched(spatial)
+    )
 
 
 def _pspnet_decoder(module: torch.nn.Module) -> Swap:

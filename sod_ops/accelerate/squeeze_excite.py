@@ -105,7 +105,7 @@ def excite(parent: torch.nn.Module, parts: Parts, x: Any) -> Tensor | None:
         that it refuses must fail in its words.
     """
     children: Any = parent._modules
-    if not _are_as_swapped(children, parts) or leaves_pytorch():
+    if not are_as_swapped(parent, parts) or leaves_pytorch():
         return None
     expand_weight, expand_bias = _weight_and_bias(children[parts.expand])
     if isinstance(x, Tensor):
@@ -155,7 +155,9 @@ def are_untouched(modules: Iterable[torch.nn.Module]) -> bool:
     return True
 
 
-def _are_as_swapped(children: Mapping[str, Any], parts: Parts) -> bool:
+def are_as_swapped(parent: torch.nn.Module, parts: Parts) -> bool:
+    """Whether the children of the block still compute what was recognised."""
+    children: Any = parent._modules
     if len(children) != len(parts.classes) or torch_module._has_any_global_hook():
         return False
     for module, kind in zip(children.values(), parts.classes, strict=True):

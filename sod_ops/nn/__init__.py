@@ -1,6 +1,7 @@
 """Modules: thin faces of the ops, a file per op; those of blocks have parameters of their own."""
 
 from sod_ops.nn.adaptive_pixel_intensity_loss import AdaptivePixelIntensityLoss
+from sod_ops.nn.attention import CBAM, SCSE, ChannelAttention, SpatialAttention
 from sod_ops.nn.bce_ssim_iou_loss import BCESSIMIoULoss
 from sod_ops.nn.box_iou_loss import CompleteBoxIoULoss, DistanceBoxIoULoss, GeneralizedBoxIoULoss
 from sod_ops.nn.cutmix import CutMix
@@ -13,9 +14,12 @@ from sod_ops.nn.tversky_loss import DiceLoss, IoULoss, TverskyLoss
 from sod_ops.nn.upsample_concat_conv2d import UpsampleConcatConv2d
 
 __all__ = [
+    "CBAM",
+    "SCSE",
     "SSIM",
     "AdaptivePixelIntensityLoss",
     "BCESSIMIoULoss",
+    "ChannelAttention",
     "CompleteBoxIoULoss",
     "CutMix",
     "DiceLoss",
@@ -26,6 +30,7 @@ __all__ = [
     "PyramidPoolingHead",
     "SigmoidFocalLoss",
     "SoftmaxFocalLoss",
+    "SpatialAttention",
     "SqueezeExcitation",
     "StructureLoss",
     "TverskyLoss",

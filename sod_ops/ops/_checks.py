@@ -120,13 +120,13 @@ def check_not_negative(op: str, argument: str, value: object) -> None:
         bad_value(op, argument, "finite and 0 or more", value)
 
 
-def check_map(op: str, argument: str, value: Any) -> None:
-    """Raises unless ``value`` is a floating tensor [N, C, H, W] with a channel, a row and a column."""
+def check_map(op: str, argument: str, value: Any, *, not_empty: str = "C, H and W") -> None:
+    """Raises unless ``value`` is a floating tensor [N, C, H, W], of which the dimensions ``not_empty`` are at least 1."""
     check_tensor(op, argument, value)
     if value.dim() != 4:
         bad_value(op, argument, "of shape [N, C, H, W]", shape_of(value))
-    if 0 in value.shape[1:]:
-        bad_value(op, argument, "of shape [N, C, H, W] with C, H and W at least 1", shape_of(value))
+    if any(value.shape[dimension] == 0 for dimension in range(1, 4) if "NCHW"[dimension] in not_empty):
+        bad_value(op, argument, f"of shape [N, C, H, W] with {not_empty} at least 1", shape_of(value))
     check_floating(op, argument, value)
 
 
@@ -136,3 +136,18 @@ def check_boxes(op: str, argument: str, value: Any, *, single: bool) -> None:
     if value.dim() not in ((1, 2) if single else (2,)) or value.shape[-1] != 4:
         bad_value(op, argument, "of shape [N, 4] or [4]" if single else "of shape [N, 4]", shape_of(value))
     check_floating(op, argument, value)
+
+
+def check_parameter(
+    op: str, argument: str, value: Any, shape: tuple[int, ...], x: Tensor, *, optional: bool = False
+) -> None:
+    """Raises unless ``value`` has this shape, and the dtype and the device of ``x``; under autocast any floating dtype."""
+    check_tensor(op, argument, value, optional=optional)
+    if value is None:
+        return
+    check_floating(op, argument, value)
+    if value.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        bad_type(op, argument, f"{x.dtype} as x is", value.dtype)
+    if tuple(value.shape) != shape:
+        bad_value(op, argument, f"of shape {list(shape)}", shape_of(value))
+    check_same_device(op, "x", x.device, ((argument, value),))

@@ -1,5 +1,6 @@
 """How maps [N, C, H, W] lie in memory, for the ops that read them in place."""
 
+import torch
 from torch import Tensor
 
 
@@ -31,6 +32,16 @@ def lies_in_planes(x: Tensor) -> bool:
     if width > 1:
         return x.stride(3) == 1
     return height <= 1 or x.stride(2) == 1
+
+
+def as_laid_out(grad_output: Tensor, x: Tensor) -> Tensor:
+    """``grad_output`` with the strides that the output for ``x`` has: the kernels walk both with one index."""
+    if x.is_contiguous():
+        return grad_output.contiguous()
+    if grad_output.stride() == x.stride():
+        return grad_output
+    like = torch.empty_like(x)
+    return grad_output if grad_output.stride() == like.stride() else like.copy_(grad_output)
 
 
 def _are_apart(step: int, count: int, extent: int) -> bool:

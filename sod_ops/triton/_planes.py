@@ -45,7 +45,9 @@ class Walk(NamedTuple):
     constants: dict[str, Any]
 
 
-def plan_walk(shape: torch.Size, strides: tuple[tuple[int, ...], ...], item_size: int) -> Walk:
+def plan_walk(
+    shape: torch.Size, strides: tuple[tuple[int, ...], ...], item_size: int, largest_tile: int = _TILE
+) -> Walk:
     """Plans the walk over maps of one shape and dtype; a function of shapes alone, so that results are reproducible.
 
     Tiles are smaller where the map is, and the pixels are split where there are few planes, to give every
@@ -55,6 +57,7 @@ def plan_walk(shape: torch.Size, strides: tuple[tuple[int, ...], ...], item_size
         shape: ``[N, C, H, W]``.
         strides: of every map; the first decides whether tiles are planar or interleaved.
         item_size: bytes of an element.
+        largest_tile: elements to a program; fewer where a kernel keeps several numbers for each.
 
     Raises:
         ValueError: a map cannot be walked so.
@@ -64,7 +67,7 @@ def plan_walk(shape: torch.Size, strides: tuple[tuple[int, ...], ...], item_size
     interleaved = _pixel_step(shape, strides[0]) != 1
     steps = tuple(step for stride in strides for step in _steps(shape, stride, interleaved))
     alignment = _common_power_of_two(*steps, channels if interleaved else pixels, 16 // item_size)
-    largest = _TILE if alignment > 1 else _NARROW_TILE
+    largest = min(largest_tile, _TILE if alignment > 1 else _NARROW_TILE)
     tile = min(max(power_of_two(samples * channels * pixels // _PROGRAMS), _SMALLEST_TILE), largest)
     if interleaved:
         block_c = min(power_of_two(channels), _CHANNELS_TOGETHER)
@@ -85,6 +88,50 @@ def plan_walk(shape: torch.Size, strides: tuple[tuple[int, ...], ...], item_size
         "num_warps": 8 if block_c * block_p >= largest else 4,
     }
     return Walk((planes * parts,), steps, parts, part_blocks, constants)
+
+
+class Columns(NamedTuple):
+    """The grid of a kernel whose programs take some pixels with all their channels, and its arguments.
+
+    Attributes:
+        grid: one program per block of pixels and sample, in this order.
+        blocks: how many blocks of pixels a sample has.
+        steps: as those of a Walk.
+        constants: as those of a Walk.
+    """
+
+    grid: tuple[int]
+    blocks: int
+    steps: tuple[int, ...]
+    constants: dict[str, Any]
+
+
+def plan_columns(shape: torch.Size, strides: tuple[tuple[int, ...], ...], item_size: int) -> Columns:
+    """Plans such programs over maps of one shape and dtype; arguments and errors as those of :func:`plan_walk`.
+
+    Planar, 64 pixels are 128 bytes or more in a row; blocks get smaller, down to a sector of 32 bytes, where there are
+    few pixels.
+    """
+    samples, channels, height, width = shape
+    pixels = height * width
+    interleaved = _pixel_step(shape, strides[0]) != 1
+    steps = tuple(step for stride in strides for step in _steps(shape, stride, interleaved))
+    alignment = _common_power_of_two(*steps, channels if interleaved else pixels, 16 // item_size)
+    tile = _NARROW_TILE if item_size <= 4 else _NARROW_TILE // 2
+    if alignment == 1:
+        tile //= 2
+    block_p = min(power_of_two(samples * pixels // _PROGRAMS), power_of_two(pixels), 16 if interleaved else 64)
+    block_p = max(block_p, min(power_of_two(pixels), 4 if interleaved else 32 // item_size))
+    block_c = min(power_of_two(channels), tile // block_p, 128)
+    blocks = triton.cdiv(pixels, block_p)
+    constants = {
+        "INTERLEAVED": interleaved,
+        "ALIGNMENT": alignment,
+        "BLOCK_C": block_c,
+        "BLOCK_P": block_p,
+        "num_warps": 4 if block_c * block_p >= _SMALLEST_TILE else 2,
+    }
+    return Columns((samples * blocks,), blocks, steps, constants)
 
 
 def power_of_two(number: int) -> int:
@@ -148,6 +195,14 @@ def program_work(
     sample = (program // tiles // parts).to(tl.int64)
     length = part_blocks.to(tl.int64) * BLOCK_P
     return sample, part, channel, part * length, tl.minimum((part + 1) * length, pixels)
+
+
+@triton.jit
+def program_pixels(blocks, BLOCK_P: tl.constexpr):
+    """What a program of plan_columns takes: sample, and its pixels [BLOCK_P]."""
+    program = tl.program_id(0)
+    block = (program % blocks).to(tl.int64)
+    return (program // blocks).to(tl.int64), block * BLOCK_P + tl.arange(0, BLOCK_P)
 
 
 @triton.jit

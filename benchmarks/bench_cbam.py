@@ -1,0 +1,126 @@
+"""CBAM without its batch norm, from our ops, against the published formula, eager and compiled, and against one with amax.
+
+The floor is that of a scaling: it reads x once and writes y once; backward reads dy and x and writes dx besides.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import sod_ops
+from benchmarks.contest import FORWARD, HOST, Case
+
+
+def largest_by_index(x: Tensor, dim: tuple[int, ...], keepdim: bool) -> Tensor:
+    """The maximum whose gradient goes to one of the largest, as torch.max and max pooling have it."""
+    if dim == (1,):
+        return x.max(1, keepdim=keepdim).values
+    return F.adaptive_max_pool2d(x, 1)
+
+
+def plain(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    w: Tensor,
+    *,
+    largest: Callable[..., Tensor] = largest_by_index,
+) -> Tensor:
+    def mlp(v: Tensor) -> Tensor:
+        return F.conv2d(F.relu(F.conv2d(v, w1, b1)), w2, b2)
+
+    y = x * torch.sigmoid(mlp(x.mean((2, 3), keepdim=True)) + mlp(largest(x, dim=(2, 3), keepdim=True)))
+    pooled = torch.cat([largest(y, dim=(1,), keepdim=True), y.mean(1, keepdim=True)], 1)
+    return y * torch.sigmoid(F.conv2d(pooled, w, padding=3))
+
+
+@dataclass(frozen=True)
+class CBAM(Case):
+    """``shape`` is [N, C, H, W]."""
+
+    shape: tuple[int, int, int, int]
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+    headline: bool = False
+
+    peer_name = "mean, amax"
+
+    @property
+    def name(self) -> str:
+        parts = ["x".join(map(str, self.shape)), str(self.dtype).removeprefix("torch.")]
+        return " ".join(parts + ["channels_last"] * self.channels_last)
+
+    def inputs(self, device: str) -> tuple[Tensor, ...]:
+        generator = torch.Generator(device).manual_seed(0)
+
+        def normal(*shape: int, deviation: float = 1.0) -> Tensor:
+            tensor = torch.empty(shape, dtype=self.dtype, device=device)
+            return tensor.normal_(0, deviation, generator=generator).requires_grad_()
+
+        x = normal(*self.shape)
+        if self.channels_last:
+            x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+        channels, reduced = self.shape[1], max(1, self.shape[1] // 16)
+        return (
+            x,
+            normal(reduced, channels, 1, 1, deviation=channels**-0.5),
+            normal(reduced),
+            normal(channels, reduced, 1, 1, deviation=reduced**-0.5),
+            normal(channels),
+            normal(1, 2, 7, 7, deviation=0.1),
+        )
+
+    def reference(self, *inputs: Tensor) -> Tensor:
+        return plain(*inputs)
+
+    def eager(self) -> Callable[..., Tensor]:
+        return plain
+
+    def ours(self) -> Callable[..., Tensor]:
+        def fused(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, w: Tensor) -> Tensor:
+            mean, maximum = sod_ops.global_pool(x)
+            hidden = F.relu(F.conv2d(torch.cat([mean, maximum], 2), w1, b1))
+            y = sod_ops.gate(x, F.conv2d(hidden, w2, b2).sum(2, keepdim=True))
+            return sod_ops.spatial_attention(y, w, max_first=True)
+
+        return fused
+
+    def peer(self, *inputs: Tensor) -> Callable[[], Tensor]:
+        x, w1, b1, w2, b2, w = inputs
+        return lambda: plain(x, w1, b1, w2, b2, w, largest=torch.amax)
+
+    def floor_bytes(self, mode: str) -> int:
+        maps = 2 if mode == FORWARD else 5
+        return maps * torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+CASES = {
+    "cpu": [
+        CBAM((8, 256, 56, 56), headline=True),
+        CBAM((8, 256, 56, 56), channels_last=True, headline=True),
+        CBAM((8, 256, 56, 56), dtype=torch.bfloat16),
+        CBAM((8, 1024, 14, 14)),
+        CBAM((1, 256, 56, 56)),
+    ],
+    "cuda": [
+        *(
+            CBAM((64, 256, 56, 56), dtype=dtype, channels_last=channels_last, headline=True)
+            for dtype in (torch.float32, torch.bfloat16)
+            for channels_last in (False, True)
+        ),
+        CBAM((64, 1024, 14, 14), dtype=torch.bfloat16),
+    ],
+}
+
+
+def test_cbam(case: CBAM, mode: str, contest: Callable[[Case, str], None]) -> None:
+    contest(case, mode)
+
+
+def test_host_time(contest: Callable[[Case, str], None]) -> None:
+    contest(CBAM((1, 16, 4, 4)), HOST)
