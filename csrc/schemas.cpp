@@ -27,6 +27,8 @@ STABLE_TORCH_LIBRARY(sod_ops, m) {
   m.def("box_iou_loss_backward(Tensor grad_output, Tensor boxes1, Tensor boxes2, SymInt loss, SymInt reduction, float eps, bool first, bool second) -> (Tensor, Tensor)");
   m.def("complete_box_iou(Tensor boxes1, Tensor boxes2, float eps) -> Tensor");
   m.def("complete_box_iou_backward(Tensor grad_output, Tensor boxes1, Tensor boxes2, float eps, bool first, bool second) -> (Tensor, Tensor)");
+  m.def("object_attention(Tensor decoder_logits, Tensor encoder, float lowest) -> Tensor");
+  m.def("object_attention_backward(Tensor grad_output, Tensor decoder_logits, Tensor encoder, float lowest) -> (Tensor, Tensor)");
   m.def("pyramid_pool(Tensor x, SymInt[] bins) -> Tensor[]");
   m.def("pyramid_pool_backward(Tensor[] grads, SymInt[] bins, SymInt height, SymInt width, bool channels_last) -> Tensor");
   m.def("pyramid_upsample_concat(Tensor x, Tensor[] branches, bool align_corners, bool x_first) -> Tensor");

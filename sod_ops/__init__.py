@@ -9,6 +9,7 @@ from sod_ops.ops.bce_ssim_iou_loss import bce_ssim_iou_loss
 from sod_ops.ops.box_filter import box_filter
 from sod_ops.ops.box_iou_loss import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 from sod_ops.ops.complete_box_iou import complete_box_iou
+from sod_ops.ops.object_attention import object_attention
 from sod_ops.ops.pyramid_conv2d import pyramid_conv2d
 from sod_ops.ops.pyramid_pool import pyramid_pool
 from sod_ops.ops.pyramid_upsample_concat import pyramid_upsample_concat
@@ -35,6 +36,7 @@ __all__ = [
     "generalized_box_iou_loss",
     "iou_loss",
     "nn",
+    "object_attention",
     "patch_losses",
     "pyramid_conv2d",
     "pyramid_pool",

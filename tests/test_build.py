@@ -75,6 +75,8 @@ for layout in (torch.contiguous_format, torch.channels_last):
         p = [torch.randn(s).mul(0.2).to(dtype).requires_grad_() for s in ((9, 37), (9,), (37, 9), (37,))]
         for activation in ("identity", "relu", "relu6", "leaky_relu", "silu", "gelu", "gelu_tanh", "hardswish", "mish"):
             compare(lambda: sod_ops.squeeze_excite(x, *p, activation=activation, gate="hardsigmoid"), [x, *p])
+        logits = torch.randn(3, 1, 13, 17).mul(4).to(dtype).requires_grad_()
+        compare(lambda: sod_ops.object_attention(logits, x), [x, logits])
         branches = [torch.randn(3, c, h, 5).to(dtype).requires_grad_() for c, h in ((19, 1), (5, 6))]
         compare(lambda: sod_ops.pyramid_upsample_concat(x, branches), [x, *branches])
         targets = torch.rand(x.shape).to(dtype)

@@ -3,6 +3,7 @@
 #include "squeeze_excite.h"
 
 #include "reduce.h"
+#include "scale_run.h"
 #include "vector.h"
 // After vector.h, whose functions its templates call.
 #include "../math/activation.h"
@@ -83,16 +84,10 @@ void sums(MapShape shape, const T* a, int64_t a_step, const T* b, int64_t b_step
 template <typename T, bool kOffset, bool kStream, typename Factor, typename Offset>
 inline void scale_run(const T* a, T* y, int64_t n, const Factor& factor, const Offset& offset) {
   using L = Lanes<T>;
-  const auto value = [&](int64_t i, int64_t count) {
+  simd::write_run<T, kStream>(y, n, [&](int64_t i, int64_t count) {
     if constexpr (kOffset) return fmadd(L::load(a + i, count), factor(i, count), offset(i, count));
     return L::load(a + i, count) * factor(i, count);
-  };
-  int64_t i = simd::aligned_start(y, n);
-  if (i > 0) value(0, i).store(y, i);
-  for (; i + L::kSize <= n; i += L::kSize) {
-    kStream ? value(i, L::kSize).stream(y + i) : value(i, L::kSize).store(y + i);
-  }
-  if (i < n) value(i, n - i).store(y + i, n - i);
+  });
 }
 
 template <typename T, bool kOffset, bool kStream>
@@ -120,11 +115,7 @@ void scale_of(MapShape shape, const T* a, int64_t a_step, const Accumulator<T>* 
 template <typename T>
 void scale(MapShape shape, const T* a, int64_t a_step, const Accumulator<T>* factor, const Accumulator<T>* offset, T* y,
            int64_t y_step, bool stream) {
-  // Short runs that do not fall on whole registers are mostly ends.
-  constexpr int64_t size = Lanes<T>::kSize;
-  const int64_t run = shape.planar ? shape.pixels : shape.channels;
-  const bool whole = run % size == 0 && y_step % size == 0 && reinterpret_cast<uintptr_t>(y) % simd::kRegister == 0;
-  stream = stream && (whole || run >= simd::kLongRun<T>);
+  stream = stream && simd::worth_streaming(shape.planar ? shape.pixels : shape.channels, y, y_step);
   if (offset == nullptr) {
     stream ? scale_of<T, false, true>(shape, a, a_step, factor, offset, y, y_step)
            : scale_of<T, false, false>(shape, a, a_step, factor, offset, y, y_step);

@@ -1,6 +1,11 @@
 """How maps [N, C, H, W] lie in memory, for the ops that read them in place."""
 
+from functools import reduce
+
+import torch
 from torch import Tensor
+
+from sod_ops.ops import _checks
 
 
 def in_supported_layout(x: Tensor) -> Tensor:
@@ -31,6 +36,26 @@ def lies_in_planes(x: Tensor) -> bool:
     if width > 1:
         return x.stride(3) == 1
     return height <= 1 or x.stride(2) == 1
+
+
+def laid_out_like(grad_output: Tensor, x: Tensor) -> Tensor:
+    """``grad_output`` with the strides that ``torch.empty_like(x)`` has: the kernels walk both with one index."""
+    if x.is_contiguous():
+        return grad_output.contiguous()
+    if grad_output.stride() == x.stride():
+        return grad_output
+    like = torch.empty_like(x)
+    return grad_output if grad_output.stride() == like.stride() else like.copy_(grad_output)
+
+
+def promoted_under_autocast(*tensors: Tensor) -> list[Tensor]:
+    """``tensors`` in the widest dtype among them, where autocast is on for the device of the first."""
+    dtypes = {tensor.dtype for tensor in tensors}
+    unlike = len(dtypes) > 1 and dtypes.issubset(_checks.FLOATING)
+    if not unlike or not torch.is_autocast_enabled(tensors[0].device.type):
+        return list(tensors)
+    dtype = reduce(torch.promote_types, dtypes)
+    return [tensor.to(dtype) for tensor in tensors]
 
 
 def _are_apart(step: int, count: int, extent: int) -> bool:

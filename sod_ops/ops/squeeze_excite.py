@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sod_ops.backends import Kernels
 from sod_ops.ops import _checks
-from sod_ops.ops._maps import in_supported_layout
+from sod_ops.ops._maps import in_supported_layout, laid_out_like
 from sod_ops.ops._operators import below_autograd, reference_gradients, register, transforms_active
 from sod_ops.reference import squeeze_excite as reference
 
@@ -146,7 +146,7 @@ def _gradients(
         inputs = (x, reduce_weight, reduce_bias, expand_weight, expand_bias)
         return *reference_gradients(_reference(ctx.activation, ctx.gate), inputs, grad_output), None, None
     grad_x, grad_reduce_weight, grad_reduce_bias, grad_expand_weight, grad_expand_bias = backward(
-        _as_laid_out(grad_output, x), x, reduce_weight, expand_weight, statistics, ctx.activation, ctx.gate
+        laid_out_like(grad_output, x), x, reduce_weight, expand_weight, statistics, ctx.activation, ctx.gate
     )
     return (
         grad_x,
@@ -262,13 +262,3 @@ def _check_weight(argument: str, weight: Tensor, shape: tuple[int, int], expecte
 def _check_bias(argument: str, bias: Tensor | None, length: int) -> None:
     if bias is not None and (bias.dim() != 1 or bias.shape[0] != length):
         _checks.bad_value(_OP, argument, f"of shape [{length}]", _checks.shape_of(bias))
-
-
-def _as_laid_out(grad_output: Tensor, x: Tensor) -> Tensor:
-    """``grad_output`` with the strides that the output for ``x`` has: the kernels walk both with one index."""
-    if x.is_contiguous():
-        return grad_output.contiguous()
-    if grad_output.stride() == x.stride():
-        return grad_output
-    like = torch.empty_like(x)
-    return grad_output if grad_output.stride() == like.stride() else like.copy_(grad_output)
