@@ -92,7 +92,7 @@ class UnionAttention(Module):
         # [N, 3, C]: the three convolutions of the weighted map are one product with the map.
         matrix = torch.cat([self._weight(f"spatial_{name}") for name in "qkv"]) * weights[:, None, :]
         samples, _, height, width = traced.shape
-        pixels = traced.permute(0, 2, 3, 1).reshape(samples, height * width, -1).transpose(1, 2)
+        pixels = traced.flatten(2)  # a view in either memory format
         q, k, v = (matrix.to(pixels.dtype) @ pixels).view(samples, 3, height, width).unbind(1)
         alpha = torch.softmax(q @ k.transpose(1, 2), -1)
         return (alpha @ v + v).unsqueeze(1)
