@@ -14,6 +14,7 @@ from sod_ops.ops.complete_box_iou import complete_box_iou
 from sod_ops.ops.cutmix import cutmix
 from sod_ops.ops.gate import gate
 from sod_ops.ops.global_pool import global_pool
+from sod_ops.ops.object_attention import object_attention
 from sod_ops.ops.pyramid_conv2d import pyramid_conv2d
 from sod_ops.ops.pyramid_pool import pyramid_pool
 from sod_ops.ops.pyramid_upsample_concat import pyramid_upsample_concat
@@ -47,6 +48,7 @@ __all__ = [
     "global_pool",
     "iou_loss",
     "nn",
+    "object_attention",
     "patch_losses",
     "pyramid_conv2d",
     "pyramid_pool",

@@ -6,11 +6,14 @@ from sod_ops.nn.bce_ssim_iou_loss import BCESSIMIoULoss
 from sod_ops.nn.box_iou_loss import CompleteBoxIoULoss, DistanceBoxIoULoss, GeneralizedBoxIoULoss
 from sod_ops.nn.cutmix import CutMix
 from sod_ops.nn.focal_loss import SigmoidFocalLoss, SoftmaxFocalLoss
+from sod_ops.nn.frequency_edge import FrequencyEdge
+from sod_ops.nn.object_attention import ObjectAttention
 from sod_ops.nn.pyramid import PyramidPooling, PyramidPoolingHead
 from sod_ops.nn.squeeze_excite import SqueezeExcitation
 from sod_ops.nn.ssim import SSIM
 from sod_ops.nn.structure_loss import StructureLoss
 from sod_ops.nn.tversky_loss import DiceLoss, IoULoss, TverskyLoss
+from sod_ops.nn.union_attention import UnionAttention
 from sod_ops.nn.upsample_concat_conv2d import UpsampleConcatConv2d
 
 __all__ = [
@@ -24,8 +27,10 @@ __all__ = [
     "CutMix",
     "DiceLoss",
     "DistanceBoxIoULoss",
+    "FrequencyEdge",
     "GeneralizedBoxIoULoss",
     "IoULoss",
+    "ObjectAttention",
     "PyramidPooling",
     "PyramidPoolingHead",
     "SigmoidFocalLoss",
@@ -34,5 +39,6 @@ __all__ = [
     "SqueezeExcitation",
     "StructureLoss",
     "TverskyLoss",
+    "UnionAttention",
     "UpsampleConcatConv2d",
 ]

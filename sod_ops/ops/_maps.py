@@ -1,7 +1,11 @@
 """How maps [N, C, H, W] lie in memory, for the ops that read them in place."""
 
+from functools import reduce
+
 import torch
 from torch import Tensor
+
+from sod_ops.ops import _checks
 
 
 def in_supported_layout(x: Tensor) -> Tensor:
@@ -42,6 +46,16 @@ def as_laid_out(grad_output: Tensor, x: Tensor) -> Tensor:
         return grad_output
     like = torch.empty_like(x)
     return grad_output if grad_output.stride() == like.stride() else like.copy_(grad_output)
+
+
+def promoted_under_autocast(*tensors: Tensor) -> list[Tensor]:
+    """``tensors`` in the widest dtype among them, where autocast is on for the device of the first."""
+    dtypes = {tensor.dtype for tensor in tensors}
+    unlike = len(dtypes) > 1 and dtypes.issubset(_checks.FLOATING)
+    if not unlike or not torch.is_autocast_enabled(tensors[0].device.type):
+        return list(tensors)
+    dtype = reduce(torch.promote_types, dtypes)
+    return [tensor.to(dtype) for tensor in tensors]
 
 
 def _are_apart(step: int, count: int, extent: int) -> bool:

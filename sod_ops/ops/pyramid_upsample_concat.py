@@ -1,7 +1,7 @@
 """Upsampling of a pyramid's branches into a concatenation: the public function, its checks and its autograd."""
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sod_ops.backends import Kernels
 from sod_ops.ops import _checks
-from sod_ops.ops._maps import in_supported_layout, lies_in_planes
+from sod_ops.ops._maps import in_supported_layout, lies_in_planes, promoted_under_autocast
 from sod_ops.ops._operators import below_autograd, reference_gradients, register, transforms_active
 from sod_ops.reference.pyramid_upsample_concat import pyramid_upsample_concat as reference
 
@@ -57,7 +57,7 @@ def pyramid_upsample_concat(
 def _call(x: Tensor, branches: Sequence[Tensor], align_corners: bool, x_first: bool) -> Tensor:
     _check_flags(align_corners, x_first)
     device_type = "cpu" if x.is_cpu else x.device.type
-    x, branches = _autocast(x, branches)
+    x, *branches = promoted_under_autocast(x, *branches)
     compiling = torch.compiler.is_compiling()
     if transforms_active():
         kernels = None
@@ -76,15 +76,6 @@ def _call(x: Tensor, branches: Sequence[Tensor], align_corners: bool, x_first: b
         return _PyramidUpsampleConcat.apply(kernels, align_corners, x_first, x, *maps)
     with below_autograd():
         return kernels.forward(x, maps, align_corners, x_first)
-
-
-def _autocast(x: Tensor, branches: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-    """All in the widest dtype among them, where autocast is on."""
-    dtypes = {x.dtype, *(branch.dtype for branch in branches)}
-    if len(dtypes) == 1 or not torch.is_autocast_enabled(x.device.type) or not dtypes.issubset(_checks.FLOATING):
-        return x, branches
-    dtype = reduce(torch.promote_types, dtypes)
-    return x.to(dtype), [branch.to(dtype) for branch in branches]
 
 
 class _PyramidUpsampleConcat(torch.autograd.Function):
