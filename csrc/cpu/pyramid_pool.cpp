@@ -139,8 +139,7 @@ struct Gradients {
   Samples<const T> other;
 
   const T* other_at(const MapShape& shape, int64_t n, int64_t channel, int64_t pixel) const {
-    if (other.data == nullptr) return nullptr;
-    return other.at(shape, n, channel, pixel) + (shape.planar ? pixel : 0);
+    return other.data == nullptr ? nullptr : other.at(shape, n, channel, pixel);
   }
 };
 
