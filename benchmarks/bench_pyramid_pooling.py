@@ -47,7 +47,9 @@ class PyramidPooling(Case):
         return tuple(tensor.requires_grad_() for tensor in tensors)
 
     def reference(self, *inputs: Tensor) -> Tensor:
-        return _layers(*inputs)
+        # Its layout is that of the gradient that every contestant gets: what a convolution behind the module gives.
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        return _layers(*inputs).contiguous(memory_format=memory_format)
 
     def eager(self) -> Callable[..., Tensor]:
         return _layers
