@@ -119,7 +119,7 @@ def plan_columns(shape: torch.Size, strides: tuple[tuple[int, ...], ...], item_s
     alignment = _common_power_of_two(*steps, channels if interleaved else pixels, 16 // item_size)
     tile = _NARROW_TILE if item_size <= 4 else _NARROW_TILE // 2
     if alignment == 1:
-        tile //= 2
+        tile //= 4
     block_p = min(power_of_two(samples * pixels // _PROGRAMS), power_of_two(pixels), 16 if interleaved else 64)
     block_p = max(block_p, min(power_of_two(pixels), 4 if interleaved else 32 // item_size))
     block_c = min(power_of_two(channels), tile // block_p, 128)
@@ -129,7 +129,8 @@ def plan_columns(shape: torch.Size, strides: tuple[tuple[int, ...], ...], item_s
         "ALIGNMENT": alignment,
         "BLOCK_C": block_c,
         "BLOCK_P": block_p,
-        "num_warps": 4 if block_c * block_p >= _SMALLEST_TILE else 2,
+        # Eight elements a thread, each with an address of its own, spill on sm_120 (Triton 3.7.1).
+        "num_warps": 4 if block_c * block_p >= _SMALLEST_TILE or alignment == 1 else 2,
     }
     return Columns((samples * blocks,), blocks, steps, constants)
 
