@@ -33,10 +33,15 @@ BOXES = ("box_iou_loss", "complete_box_iou")
 CPU = Backend("cpu", "cpu")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """In the place of the CPU's."""
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Loaded once in a process, which a worker may enter this file in twice: operators can't be defined again."""
     cuda_on_cpu.build([*OPS, *BOXES, "scale_gradient"], tmp_path_factory.mktemp("cuda_on_cpu"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels(library: None) -> Iterator[None]:
+    """In the place of the CPU's."""
     operators = getattr(torch.ops, cuda_on_cpu.NAMESPACE)
     with pytest.MonkeyPatch.context() as patch:
         for op in (*OPS, *BOXES):
