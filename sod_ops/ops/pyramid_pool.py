@@ -38,8 +38,20 @@ def pyramid_pool(x: Tensor, bins: Sequence[int] = (1, 2, 3, 6)) -> tuple[Tensor,
     Source:
         Zhao et al.: Pyramid Scene Parsing Network, CVPR 2017, section 3.2.
     """
+    return _levels(x, bins, pass_on=False)
+
+
+def pool_and_pass_on(x: Tensor, bins: Sequence[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """``x`` for those who read it beside its levels, and the levels: :func:`pyramid_pool` in eager mode adds the gradient of
+    that ``x`` to its own in the one pass that it takes anyway, where autograd would read and write both once more."""
+    x, *levels = _levels(x, bins, pass_on=True)
+    return x, tuple(levels)
+
+
+def _levels(x: Tensor, bins: Sequence[int], *, pass_on: bool) -> tuple[Tensor, ...]:
+    """The levels, behind ``x`` itself if that is passed on."""
     try:
-        return _call(x, bins)
+        return _call(x, bins, pass_on)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         refusal = error
     # Only a call that failed pays for finding out which argument is at fault.
@@ -47,25 +59,7 @@ def pyramid_pool(x: Tensor, bins: Sequence[int] = (1, 2, 3, 6)) -> tuple[Tensor,
     raise refusal
 
 
-def _call(x: Tensor, bins: Sequence[int]) -> tuple[Tensor, ...]:
-    return _levels(x, bins, pass_on=False)
-
-
-def pool_and_pass_on(x: Tensor, bins: Sequence[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """``x`` for those who read it beside its levels, and the levels: :func:`pyramid_pool` in eager mode adds the gradient of
-    that ``x`` to its own in the one pass that it takes anyway, where autograd would read and write both once more."""
-    try:
-        x, *levels = _levels(x, bins, pass_on=True)
-    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
-        refusal = error
-    else:
-        return x, tuple(levels)
-    _check(x, bins)
-    raise refusal
-
-
-def _levels(x: Tensor, bins: Sequence[int], *, pass_on: bool) -> tuple[Tensor, ...]:
-    """The levels, behind ``x`` itself if that is passed on."""
+def _call(x: Tensor, bins: Sequence[int], pass_on: bool) -> tuple[Tensor, ...]:
     check_bins(_OP, bins)
     device_type = "cpu" if x.is_cpu else x.device.type
     compiling = torch.compiler.is_compiling()
@@ -94,7 +88,6 @@ class _PyramidPool(torch.autograd.Function):
             outputs = kernels.forward(x, bins)
         ctx.kernels = kernels
         ctx.pass_on = pass_on
-        ctx.like = x.new_empty(())
         # A gradient of x that is not there would be a map of zeros.
         ctx.set_materialize_grads(False)
         _save(ctx, (x, bins), outputs)
@@ -103,10 +96,11 @@ class _PyramidPool(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Any, ...]:
         other, levels = (grad_outputs[0], grad_outputs[1:]) if ctx.pass_on else (None, grad_outputs)
-        if all(grad is None for grad in levels):
+        like = next((grad for grad in levels if grad is not None), None)
+        if like is None:
             return None, other, None, None
         grads = [
-            ctx.like.new_zeros((*ctx.shape[:2], size, size)) if grad is None else grad
+            like.new_zeros((*ctx.shape[:2], size, size)) if grad is None else grad
             for grad, size in zip(levels, ctx.bins, strict=True)
         ]
         if torch.is_grad_enabled():
