@@ -12,6 +12,7 @@ from torch import Tensor
 
 import sod_ops
 from benchmarks.contest import FORWARD, HOST, Case
+from benchmarks.maps import MapCase
 
 
 def largest_by_index(x: Tensor, dim: tuple[int, ...], keepdim: bool) -> Tensor:
@@ -40,40 +41,12 @@ def plain(
 
 
 @dataclass(frozen=True)
-class CBAM(Case):
-    """``shape`` is [N, C, H, W]."""
-
-    shape: tuple[int, int, int, int]
-    dtype: torch.dtype = torch.float32
-    channels_last: bool = False
-    headline: bool = False
-
+class CBAM(MapCase):
     peer_name = "mean, amax"
-
-    @property
-    def name(self) -> str:
-        parts = ["x".join(map(str, self.shape)), str(self.dtype).removeprefix("torch.")]
-        return " ".join(parts + ["channels_last"] * self.channels_last)
 
     def inputs(self, device: str) -> tuple[Tensor, ...]:
         generator = torch.Generator(device).manual_seed(0)
-
-        def normal(*shape: int, deviation: float = 1.0) -> Tensor:
-            tensor = torch.empty(shape, dtype=self.dtype, device=device)
-            return tensor.normal_(0, deviation, generator=generator).requires_grad_()
-
-        x = normal(*self.shape)
-        if self.channels_last:
-            x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-        channels, reduced = self.shape[1], max(1, self.shape[1] // 16)
-        return (
-            x,
-            normal(reduced, channels, 1, 1, deviation=channels**-0.5),
-            normal(reduced),
-            normal(channels, reduced, 1, 1, deviation=reduced**-0.5),
-            normal(channels),
-            normal(1, 2, 7, 7, deviation=0.1),
-        )
+        return self.map(generator), *self.squeeze(generator), self.normal(generator, 1, 2, 7, 7, deviation=0.1)
 
     def reference(self, *inputs: Tensor) -> Tensor:
         return plain(*inputs)

@@ -12,24 +12,13 @@ from torch import Tensor
 
 import sod_ops
 from benchmarks.contest import FORWARD, HOST, Case
+from benchmarks.maps import MapCase
 from sod_ops.reference.global_pool import global_pool as reference
 
 
 @dataclass(frozen=True)
-class GlobalPool(Case):
-    """``shape`` is [N, C, H, W]."""
-
-    shape: tuple[int, int, int, int]
-    dtype: torch.dtype = torch.float32
-    channels_last: bool = False
-    headline: bool = False
-
+class GlobalPool(MapCase):
     peer_name = "adaptive pools"
-
-    @property
-    def name(self) -> str:
-        parts = ["x".join(map(str, self.shape)), str(self.dtype).removeprefix("torch.")]
-        return " ".join(parts + ["channels_last"] * self.channels_last)
 
     def inputs(self, device: str) -> tuple[Tensor, ...]:
         generator = torch.Generator(device).manual_seed(0)

@@ -12,36 +12,18 @@ from torch import Tensor
 
 import sod_ops
 from benchmarks.contest import FORWARD, HOST, Case
+from benchmarks.maps import MapCase
 from sod_ops.reference.spatial_attention import spatial_attention as reference
 
 
 @dataclass(frozen=True)
-class SpatialAttention(Case):
-    """``shape`` is [N, C, H, W]."""
-
-    shape: tuple[int, int, int, int]
-    dtype: torch.dtype = torch.float32
-    channels_last: bool = False
-    headline: bool = False
-
+class SpatialAttention(MapCase):
     peer_name = "mean, amax"
-
-    @property
-    def name(self) -> str:
-        parts = ["x".join(map(str, self.shape)), str(self.dtype).removeprefix("torch.")]
-        return " ".join(parts + ["channels_last"] * self.channels_last)
 
     def inputs(self, device: str) -> tuple[Tensor, ...]:
         generator = torch.Generator(device).manual_seed(0)
-
-        def normal(*shape: int, deviation: float = 1.0) -> Tensor:
-            tensor = torch.empty(shape, dtype=self.dtype, device=device)
-            return tensor.normal_(0, deviation, generator=generator).requires_grad_()
-
-        x = normal(*self.shape)
-        if self.channels_last:
-            x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-        return x, normal(1, 2, 7, 7, deviation=0.1), normal(1)
+        x, weight = self.map(generator), self.normal(generator, 1, 2, 7, 7, deviation=0.1)
+        return x, weight, self.normal(generator, 1)
 
     def reference(self, *inputs: Tensor) -> Tensor:
         return reference(*inputs)
