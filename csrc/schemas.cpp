@@ -30,11 +30,11 @@ STABLE_TORCH_LIBRARY(sod_ops, m) {
   m.def("complete_box_iou(Tensor boxes1, Tensor boxes2, float eps) -> Tensor");
   m.def("complete_box_iou_backward(Tensor grad_output, Tensor boxes1, Tensor boxes2, float eps, bool first, bool second) -> (Tensor, Tensor)");
   m.def("channel_pool(Tensor x) -> (Tensor, Tensor)");
-  m.def("channel_pool_backward(Tensor grad_output, Tensor indices, SymInt channels, bool channels_last) -> Tensor");
+  m.def("channel_pool_backward(Tensor grad_output, Tensor indices, SymInt channels, bool channels_last, Tensor? other=None) -> Tensor");
   m.def("gate(Tensor x, Tensor? channel_logits, Tensor? spatial_logits, bool sum_of_gates) -> Tensor");
   m.def("gate_backward(Tensor grad_output, Tensor x, Tensor? channel_logits, Tensor? spatial_logits, bool sum_of_gates) -> (Tensor, Tensor, Tensor)");
   m.def("global_pool(Tensor x) -> (Tensor, Tensor, Tensor)");
-  m.def("global_pool_backward(Tensor grad_mean, Tensor grad_maximum, Tensor indices, SymInt height, SymInt width, bool channels_last) -> Tensor");
+  m.def("global_pool_backward(Tensor grad_mean, Tensor grad_maximum, Tensor indices, SymInt height, SymInt width, bool channels_last, Tensor? other=None) -> Tensor");
   m.def("pyramid_pool(Tensor x, SymInt[] bins) -> Tensor[]");
   m.def("pyramid_pool_backward(Tensor[] grads, SymInt[] bins, SymInt height, SymInt width, bool channels_last, Tensor? other=None) -> Tensor");
   m.def("pyramid_upsample_concat(Tensor x, Tensor[] branches, bool align_corners, bool x_first) -> Tensor");

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from cases import MapCase
 from conftest import Backend
 from tolerances import assert_accurate
 from torch import Tensor
@@ -85,6 +86,56 @@ def check_incoming_gradients(backend: Backend, function: Function, inputs: Seque
     expected = run(backend.name, function, inputs, [g.contiguous() for g in ones])
     for a, e in zip(run(backend.name, function, inputs, ones), expected, strict=True):
         torch.testing.assert_close(a, e, **tolerance)
+
+
+PassOn = Callable[[Tensor], tuple[Tensor, ...]]  # x, then the results for it
+
+
+def check_gradient_of_passed_on(
+    backend: Backend, pass_on: PassOn, layout: str, of_other: str, dtype: torch.dtype
+) -> None:
+    """A gradient for x and for each result: that of x in either format, or in channels behind others' ("slice"), as a
+    concatenation has it."""
+    x = MapCase((2, 3, 3, 4), layout).build(dtype, backend.device)
+    wider = MapCase((2, 8, 3, 4), layout if of_other == "slice" else of_other).build(dtype, backend.device)
+    other = wider[:, 5:] if of_other == "slice" else torch.empty_like(wider[:, :3]).copy_(wider[:, :3])
+    grads = [other, *make_grads(lambda x: pass_on(x)[1:], [x])]
+
+    def gradient(name: str, dtype: torch.dtype) -> Tensor:
+        leaf = x.detach().to(dtype).requires_grad_()
+        with sod_ops.use_backend(name):
+            outputs = pass_on(leaf)
+        assert torch.equal(outputs[0], leaf)
+        (found,) = torch.autograd.grad(outputs, leaf, [g.to(dtype) for g in grads])
+        return found
+
+    actual = gradient(backend.name, dtype)
+    assert_accurate(actual, gradient("reference", dtype), gradient("reference", torch.float64), "x")
+    if backend.name != "reference":
+        memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+        assert actual.is_contiguous(memory_format=memory_format)
+
+
+def check_passed_on_needs_no_gradient_from_each(backend: Backend, pass_on: PassOn) -> None:
+    x = torch.randn(2, 3, 5, 7, dtype=torch.float64, device=backend.device, requires_grad=True)
+    with sod_ops.use_backend(backend.name):
+        again, *results = pass_on(x)
+        (only_x,) = torch.autograd.grad(again.sum(), x, retain_graph=True)
+        assert torch.equal(only_x, torch.ones_like(x))
+        (only_a_result,) = torch.autograd.grad(results[-1].sum(), x)
+        leaf = x.detach().requires_grad_()
+        with sod_ops.use_backend("reference"):
+            expected = torch.autograd.grad(pass_on(leaf)[-1].sum(), leaf)[0]
+        torch.testing.assert_close(only_a_result, expected)
+
+        def both(x: Tensor) -> Tensor:
+            again, *results = pass_on(x)
+            return (again.square().sum((1, 2, 3)) * results[-1].square().sum((1, 2, 3))).sum()
+
+        few = x[:1, :2, :3, :2].detach().requires_grad_()
+        assert torch.autograd.gradcheck(both, few)
+        assert torch.autograd.gradgradcheck(both, few)
+        assert not pass_on(x.detach())[0].requires_grad
 
 
 def check_deterministic(backend: Backend, function: Function, inputs: Sequence[Tensor], threads: bool = True) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import sod_ops
+from sod_ops.ops.global_pool import global_pool_and_pass_on
 from sod_ops.reference import global_pool as reference
 
 # Triton serves GPUs; a CUDA C++ kernel comes where it measurably beats Triton's.
@@ -106,6 +107,19 @@ def test_empty(backend: Backend, shape: tuple[int, int, int, int], layout: str) 
 @pytest.mark.parametrize("layout", [*LAYOUTS, "channel_slice", "crop"])
 def test_gradcheck(backend: Backend, layout: str) -> None:
     map_contract.check_gradients(backend, OP, [distinct(MapCase((2, 3, 4, 3), layout), backend.device)])
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("of_other", ["contiguous", "channels_last", "slice"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradient_of_x_passed_on_is_added(backend: Backend, layout: str, of_other: str, dtype: torch.dtype) -> None:
+    map_contract.check_gradient_of_passed_on(backend, global_pool_and_pass_on, layout, of_other, dtype)
+
+
+def test_x_passed_on_needs_no_gradient_from_each(backend: Backend) -> None:
+    map_contract.check_passed_on_needs_no_gradient_from_each(backend, global_pool_and_pass_on)
+    with pytest.raises(ValueError, match="global_pool: x"):
+        global_pool_and_pass_on(X[0])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -224,6 +238,8 @@ def test_operators_refuse_what_would_read_out_of_bounds() -> None:
         (mean, maximum, indices.int(), 4, 5, False),
         (mean, maximum, indices[:, :2], 4, 5, False),
         (mean, maximum, indices, 0, 5, False),
+        (mean, maximum, indices, 4, 5, False, X[:1]),
+        (mean, maximum, indices, 4, 5, False, X.double()),
     ):
         with pytest.raises(RuntimeError, match="global_pool"):
             operators.global_pool_backward(*arguments)

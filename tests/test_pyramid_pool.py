@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import map_contract
 import pytest
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,11 @@ def run(backend: str, x: Tensor, grads: Sequence[Tensor], bins: Sequence[int]) -
             levels, leaf, [g.to(level.dtype) for g, level in zip(grads, levels, strict=True)]
         )
     return [*(level.detach() for level in levels), gradient]
+
+
+def passed_on(x: Tensor) -> tuple[Tensor, ...]:
+    again, levels = pool_and_pass_on(x, (1, 2))
+    return again, *levels
 
 
 def make_grads(x: Tensor, bins: Sequence[int]) -> list[Tensor]:
@@ -156,56 +162,13 @@ def test_levels_that_are_not_used_need_no_gradient(backend: Backend) -> None:
 @pytest.mark.parametrize("of_other", ["contiguous", "channels_last", "slice"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradient_of_x_passed_on_is_added(backend: Backend, layout: str, of_other: str, dtype: torch.dtype) -> None:
-    """x and its levels, and a gradient for each: that of x also in channels behind others', as a concatenation has it."""
-    shape = (2, 3, 3, 4)
-    x = MapCase(shape, layout).build(dtype, "cpu")
-    grads = make_grads(x, (1, 2))
-    wider = MapCase((2, 8, 3, 4), layout if of_other == "slice" else of_other).build(dtype, "cpu")
-    other = (
-        wider[:, 5:]
-        if of_other == "slice"
-        else wider[:, :3].contiguous(
-            memory_format=torch.channels_last if of_other == "channels_last" else torch.contiguous_format
-        )
-    )
-
-    def gradient(name: str, dtype: torch.dtype) -> Tensor:
-        leaf = x.detach().to(dtype).requires_grad_()
-        with sod_ops.use_backend(name):
-            again, levels = pool_and_pass_on(leaf, (1, 2))
-        assert torch.equal(again, leaf)
-        outputs = (again, *levels)
-        incoming = [g.to(dtype) for g in (other, *grads)]
-        (found,) = torch.autograd.grad(outputs, leaf, incoming)
-        return found
-
-    actual = gradient(backend.name, dtype)
-    assert_accurate(actual, gradient("reference", dtype), gradient("reference", torch.float64), "x")
-    if backend.name != "reference":
-        assert actual.is_contiguous(
-            memory_format=torch.channels_last if layout == "channels_last" else torch.contiguous_format
-        )
+    map_contract.check_gradient_of_passed_on(backend, passed_on, layout, of_other, dtype)
 
 
 def test_x_passed_on_needs_no_gradient_from_each(backend: Backend) -> None:
-    x = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
-    with sod_ops.use_backend(backend.name):
-        again, levels = pool_and_pass_on(x, (1, 2))
-        (only_x,) = torch.autograd.grad(again.sum(), x, retain_graph=True)
-        assert torch.equal(only_x, torch.ones_like(x))
-        (only_a_level,) = torch.autograd.grad(levels[1].sum(), x)
-        torch.testing.assert_close(only_a_level, torch.autograd.grad(F.adaptive_avg_pool2d(x, 2).sum(), x)[0])
-
-        def both(x: Tensor) -> Tensor:
-            again, levels = pool_and_pass_on(x, (1, 2))
-            return (again.square().sum((1, 2, 3)) * levels[1].square().sum((1, 2, 3))).sum()
-
-        few = x[:1, :2, :3, :2].detach().requires_grad_()
-        assert torch.autograd.gradcheck(both, few)
-        assert torch.autograd.gradgradcheck(both, few)
-        assert not pool_and_pass_on(x.detach(), (1, 2))[0].requires_grad
-        with pytest.raises(ValueError, match="bins"):
-            pool_and_pass_on(x, (0,))
+    map_contract.check_passed_on_needs_no_gradient_from_each(backend, passed_on)
+    with pytest.raises(ValueError, match="bins"):
+        pool_and_pass_on(torch.randn(2, 3, 5, 7), (0,))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -4,6 +4,7 @@
 // A task is some pixels of one sample with all their channels, so that a result is one task's alone: neither its sums
 // nor its size depend on what the threads share. A sample is a matrix, of channels x pixels where planar, otherwise of
 // pixels x channels.
+#include <optional>
 #include <tuple>
 
 #include "../dtype.h"
@@ -12,6 +13,7 @@
 #include "dense_map.h"
 #include "elements.h"
 #include "maps.h"
+#include "other_gradient.h"
 #include "parallel.h"
 
 namespace sod_ops {
@@ -95,7 +97,8 @@ std::tuple<Tensor, Tensor> channel_pool(const Tensor& x) {
   return {y, indices};
 }
 
-Tensor channel_pool_backward(const Tensor& grad, const Tensor& indices, int64_t channels, bool channels_last) {
+Tensor channel_pool_backward(const Tensor& grad, const Tensor& indices, int64_t channels, bool channels_last,
+                             std::optional<Tensor> other) {
   STD_TORCH_CHECK(grad.dim() == 4 && grad.is_cpu(), kOp, ": grad_output must be [N, 2, H, W] on the CPU");
   const int64_t samples = grad.size(0), height = grad.size(2), width = grad.size(3), pixels = height * width;
   const bool planar = !channels_last;
@@ -104,6 +107,7 @@ Tensor channel_pool_backward(const Tensor& grad, const Tensor& indices, int64_t 
   STD_TORCH_CHECK(channels >= 1 && indices.is_cpu() && indices.scalar_type() == ScalarType::Int &&
                       indices.is_contiguous() && is_dense_map(indices, {samples, 1, height, width}, true),
                   kOp, ": indices must be what channel_pool returned");
+  check_other_gradient(kOp, other, {samples, channels, height, width}, planar, grad);
   Tensor grad_x = new_map(grad, {samples, channels, height, width}, planar);
   const auto* places = static_cast<const int32_t*>(indices.data_ptr());
   const MapShape shape{channels, pixels, planar};
@@ -112,6 +116,7 @@ Tensor channel_pool_backward(const Tensor& grad, const Tensor& indices, int64_t 
     using T = std::remove_pointer_t<decltype(type)>;
     using Acc = typename MeanMaximumKernels<T>::Acc;
     const Samples<T> to{static_cast<T*>(grad_x.data_ptr()), channels * pixels, planar ? pixels : channels};
+    const OtherGradient<T> beside(other, planar);
     const auto read = converters<Acc>().read[static_cast<int>(grad.scalar_type())];
     const bool stream = outgrows_caches(grad_x.numel() * static_cast<int64_t>(sizeof(T)));
     Blocks(samples, pixels).for_each(samples, channels, [&](int64_t n, int64_t p, int64_t count) {
@@ -126,7 +131,7 @@ Tensor channel_pool_backward(const Tensor& grad, const Tensor& indices, int64_t 
       }
       const auto spread = planar ? kernels<T>().spread_over_rows : kernels<T>().spread_over_columns;
       spread(planar ? channels : count, planar ? count : channels, all, first, places + n * pixels + p,
-             to.at(shape, n, 0, p), to.step, stream);
+             beside.at(shape, n, 0, p), beside.step, to.at(shape, n, 0, p), to.step, stream);
     });
   });
   return grad_x;

@@ -4,6 +4,7 @@
 // A sample is a matrix, of channels x pixels where planar, otherwise of pixels x channels. It is cut into parts, whose
 // size depends on the shape alone and with it the order of summation: the result does not change with the number of
 // threads.
+#include <optional>
 #include <tuple>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "dense_map.h"
 #include "elements.h"
 #include "maps.h"
+#include "other_gradient.h"
 #include "parallel.h"
 #include "scratch.h"
 
@@ -119,7 +121,7 @@ std::tuple<Tensor, Tensor, Tensor> global_pool(const Tensor& x) {
 }
 
 Tensor global_pool_backward(const Tensor& grad_mean, const Tensor& grad_maximum, const Tensor& indices, int64_t height,
-                            int64_t width, bool channels_last) {
+                            int64_t width, bool channels_last, std::optional<Tensor> other) {
   STD_TORCH_CHECK(grad_mean.dim() == 4 && height >= 1 && width >= 1, kOp, ": gradients must be [N, C, 1, 1]");
   const int64_t samples = grad_mean.size(0), channels = grad_mean.size(1), pixels = height * width;
   for (const Tensor* grad : {&grad_mean, &grad_maximum}) {
@@ -131,6 +133,7 @@ Tensor global_pool_backward(const Tensor& grad_mean, const Tensor& grad_maximum,
                       indices.scalar_type() == ScalarType::Long && indices.is_contiguous(),
                   kOp, ": indices must be what global_pool returned");
   const bool planar = !channels_last;
+  check_other_gradient(kOp, other, {samples, channels, height, width}, planar, grad_mean);
   Tensor grad_x = new_map(grad_mean, {samples, channels, height, width}, planar);
   const auto* places = static_cast<const int64_t*>(indices.data_ptr());
   const Parts parts({channels, pixels, planar});
@@ -138,6 +141,7 @@ Tensor global_pool_backward(const Tensor& grad_mean, const Tensor& grad_maximum,
     using T = std::remove_pointer_t<decltype(type)>;
     using Acc = typename MeanMaximumKernels<T>::Acc;
     const Samples<T> to{static_cast<T*>(grad_x.data_ptr()), channels * pixels, planar ? pixels : channels};
+    const OtherGradient<T> beside(other, planar);
     const auto read = converters<Acc>().read[static_cast<int>(grad_mean.scalar_type())];
     const bool stream = outgrows_caches(grad_x.numel() * static_cast<int64_t>(sizeof(T)));
     parts.for_each(samples, [&](int64_t n, int64_t, const MapShape& some, int64_t c, int64_t p) {
@@ -154,7 +158,8 @@ Tensor global_pool_backward(const Tensor& grad_mean, const Tensor& grad_maximum,
       }
       const auto spread = planar ? kernels<T>().spread_over_columns : kernels<T>().spread_over_rows;
       spread(planar ? some.channels : some.pixels, planar ? some.pixels : some.channels, all.data(), first.data(),
-             within.data(), to.at(parts.map, n, c, p), to.step, stream);
+             within.data(), beside.at(parts.map, n, c, p), beside.step, to.at(parts.map, n, c, p), to.step,
+             stream);
     });
   });
   return grad_x;

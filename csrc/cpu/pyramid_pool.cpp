@@ -2,7 +2,6 @@
 #include "../simd/pyramid_pool.h"
 
 #include <algorithm>
-#include <array>
 #include <optional>
 #include <vector>
 
@@ -10,6 +9,7 @@
 #include "cache.h"
 #include "dense_map.h"
 #include "maps.h"
+#include "other_gradient.h"
 #include "parallel.h"
 #include "pyramid_cells.h"
 #include "scratch.h"
@@ -136,11 +136,7 @@ void pool_interleaved(const Geometry& g, Samples<const T> x, const std::vector<T
 template <typename T>
 struct Gradients {
   std::vector<const T*> levels;
-  Samples<const T> other;
-
-  const T* other_at(const MapShape& shape, int64_t n, int64_t channel, int64_t pixel) const {
-    return other.data == nullptr ? nullptr : other.at(shape, n, channel, pixel);
-  }
+  OtherGradient<T> other;
 };
 
 template <typename T>
@@ -171,7 +167,7 @@ void spread_planar(const Geometry& g, const Gradients<T>& grads, T* grad_x, bool
       const Span some{part * rows / parts, (part + 1) * rows / parts};
       const int64_t pixel = grid.rows.edges[some.first] * g.width;
       kernels<T>().expand(planes, g.tables.levels.data(), static_cast<int64_t>(grads.levels.size()), shares.get(),
-                          columns.data(), some, memory.get(), grads.other_at(shape, n, block * kPlanarChannels, pixel),
+                          columns.data(), some, memory.get(), grads.other.at(shape, n, block * kPlanarChannels, pixel),
                           grads.other.step, grad_x + plane * g.pixels() + pixel, g.pixels(), stream);
     }
   });
@@ -199,7 +195,7 @@ void spread_interleaved(const Geometry& g, const Gradients<T>& grads, T* grad_x,
       const int64_t n = i / rows, row = i % rows;
       const int64_t pixel = grid.rows.edges[row] * g.width;
       kernels<T>().expand(grid, g.tables.levels.data(), level_count, shares.get() + n * shares_size, nullptr,
-                          {row, row + 1}, memory.get(), grads.other_at(shape, n, 0, pixel), grads.other.step,
+                          {row, row + 1}, memory.get(), grads.other.at(shape, n, 0, pixel), grads.other.step,
                           grad_x + (n * g.pixels() + pixel) * g.channels, g.channels, stream);
     }
   });
@@ -251,19 +247,12 @@ Tensor pyramid_pool_backward(std::vector<Tensor> grads, std::vector<int64_t> bin
   }
   const PyramidTables tables(height, width, bins);
   const Geometry g{first.size(0), first.size(1), height, width, !channels_last, tables};
-  if (other.has_value()) {
-    const std::array<int64_t, 4> shape{g.samples, g.channels, height, width};
-    const auto sizes = other->sizes();
-    STD_TORCH_CHECK(sizes.size() == 4 && std::equal(shape.begin(), shape.end(), sizes.begin()) && other->is_cpu() &&
-                        other->scalar_type() == first.scalar_type() && readable(*other, g.planar),
-                    kOp,
-                    ": the other gradient must have the shape, dtype and memory format of x, or be a slice of such");
-  }
+  check_other_gradient(kOp, other, {g.samples, g.channels, height, width}, g.planar, first);
   Tensor grad_x = new_map(first, {g.samples, g.channels, height, width}, g.planar);
   for_floating(kOp, "x", first.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const bool stream = outgrows_caches(g.samples * g.channels * g.pixels() * static_cast<int64_t>(sizeof(T)));
-    Gradients<T> from{{}, other.has_value() ? samples_of<const T>(*other, g.planar) : Samples<const T>{}};
+    Gradients<T> from{{}, {other, g.planar}};
     for (const Tensor& grad : grads) from.levels.push_back(static_cast<const T*>(grad.data_ptr()));
     auto* to = static_cast<T*>(grad_x.data_ptr());
     g.planar ? spread_planar<T>(g, from, to, stream) : spread_interleaved<T>(g, from, to, stream);

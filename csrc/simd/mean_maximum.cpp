@@ -181,15 +181,22 @@ void over_columns(const T* x, int64_t step, int64_t rows, int64_t columns, Accum
   }
 }
 
+// Adds what stands at `other`, where there is something.
+template <typename T>
+inline Lanes<T> plus(const Lanes<T>& value, const T* other, int64_t count) {
+  return other == nullptr ? value : value + Lanes<T>::load(other, count);
+}
+
 template <typename T, bool kStream>
 void spread_columns_over_rows(int64_t rows, int64_t columns, const Accumulator<T>* all, const Accumulator<T>* first,
-                              const int32_t* indices, T* to, int64_t step) {
+                              const int32_t* indices, const T* other, int64_t other_step, T* to, int64_t step) {
   using L = Lanes<T>;
   using I = Vectorized<Index<T>>;
   Index<T> where[kColumns];
   std::copy_n(indices, columns, where);
   for (int64_t r = 0; r < rows; ++r) {
     const I row(static_cast<Index<T>>(r));
+    const T* beside = other == nullptr ? nullptr : other + r * other_step;
     simd::write_run<T, kStream>(to + r * step, columns, [&](int64_t c, int64_t count) {
       const L others = L::load_accumulators(all + c, count), chosen = L::load_accumulators(first + c, count);
       L value;
@@ -200,47 +207,50 @@ void spread_columns_over_rows(int64_t rows, int64_t columns, const Accumulator<T
                                        : row;
         value.v[i] = math::where(math::equal(at, row), chosen.v[i], others.v[i]);
       }
-      return value;
+      return plus<T>(value, beside == nullptr ? nullptr : beside + c, count);
     });
   }
 }
 
 template <typename T>
 void spread_over_rows(int64_t rows, int64_t columns, const Accumulator<T>* all, const Accumulator<T>* first,
-                      const int32_t* indices, T* to, int64_t step, bool stream) {
+                      const int32_t* indices, const T* other, int64_t other_step, T* to, int64_t step, bool stream) {
   stream = stream && simd::worth_streaming(to, step, columns);
   const auto spread = stream ? spread_columns_over_rows<T, true> : spread_columns_over_rows<T, false>;
   for (int64_t c = 0; c < columns; c += kColumns) {
-    spread(rows, std::min(kColumns, columns - c), all + c, first + c, indices + c, to + c, step);
+    spread(rows, std::min(kColumns, columns - c), all + c, first + c, indices + c,
+           other == nullptr ? nullptr : other + c, other_step, to + c, step);
   }
   if (stream) simd::stream_fence();
 }
 
 template <typename T, bool kStream>
 void spread_rows_over_columns(int64_t rows, int64_t columns, const Accumulator<T>* all, const Accumulator<T>* first,
-                              const int32_t* indices, T* to, int64_t step) {
+                              const int32_t* indices, const T* other, int64_t other_step, T* to, int64_t step) {
   using L = Lanes<T>;
   using I = Vectorized<Index<T>>;
   const I lanes = I::arange(0, 1);
   for (int64_t r = 0; r < rows; ++r) {
     const L others = L::fill(all[r]), chosen = L::fill(first[r]);
-    simd::write_run<T, kStream>(to + r * step, columns, [&](int64_t c, int64_t) {
+    const T* beside = other == nullptr ? nullptr : other + r * other_step;
+    simd::write_run<T, kStream>(to + r * step, columns, [&](int64_t c, int64_t count) {
       L value;
       for (int i = 0; i < L::kVectors; ++i) {
         const I place(static_cast<Index<T>>(indices[r] - c - i * I::size()));
         value.v[i] = math::where(math::equal(lanes, place), chosen.v[i], others.v[i]);
       }
-      return value;
+      return plus<T>(value, beside == nullptr ? nullptr : beside + c, count);
     });
   }
 }
 
 template <typename T>
 void spread_over_columns(int64_t rows, int64_t columns, const Accumulator<T>* all, const Accumulator<T>* first,
-                         const int32_t* indices, T* to, int64_t step, bool stream) {
+                         const int32_t* indices, const T* other, int64_t other_step, T* to, int64_t step,
+                         bool stream) {
   stream = stream && simd::worth_streaming(to, step, columns);
   const auto spread = stream ? spread_rows_over_columns<T, true> : spread_rows_over_columns<T, false>;
-  spread(rows, columns, all, first, indices, to, step);
+  spread(rows, columns, all, first, indices, other, other_step, to, step);
   if (stream) simd::stream_fence();
 }
 

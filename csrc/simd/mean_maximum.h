@@ -23,10 +23,10 @@ struct MeanMaximumKernels {
   Reduce over_rows;
   Reduce over_columns;
 
-  // The opposite: to[i, j] is all[j], or first[j] where i = indices[j]; the other way round over columns. `stream` says
-  // that the result outgrows the caches.
+  // The opposite: to[i, j] is all[j], or first[j] where i = indices[j]; the other way round over columns. The matrix
+  // `other` is added, unless it is null. `stream` says that the result outgrows the caches.
   using Spread = void (*)(int64_t rows, int64_t columns, const Acc* all, const Acc* first, const int32_t* indices,
-                          T* to, int64_t step, bool stream);
+                          const T* other, int64_t other_step, T* to, int64_t step, bool stream);
   Spread spread_over_rows;
   Spread spread_over_columns;
 };

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from sod_ops.nn.squeeze_excite import SqueezeExcitation
 from sod_ops.ops import _checks
-from sod_ops.ops.channel_pool import channel_pool
+from sod_ops.ops.channel_pool import channel_pool_and_pass_on
 from sod_ops.ops.gate import gate
-from sod_ops.ops.global_pool import global_pool
+from sod_ops.ops.global_pool import global_pool_and_pass_on
 from sod_ops.ops.scse import scse
 
 Device = torch.device | str | None
@@ -61,11 +61,11 @@ class CBAM(nn.Module):
         self.norm = nn.BatchNorm2d(1, momentum=0.01, device=device, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean, maximum = global_pool(x)
+        x, mean, maximum = global_pool_and_pass_on(x)
         # Both through the convolutions at once, as a map of two pixels.
         hidden = torch.relu(self.reduce(torch.cat([mean, maximum], 2)))
-        y = gate(x, self.expand(hidden).sum(2, keepdim=True))
-        return gate(y, self.norm(self.spatial(channel_pool(y).flip(1))))
+        y, pooled = channel_pool_and_pass_on(gate(x, self.expand(hidden).sum(2, keepdim=True)))
+        return gate(y, self.norm(self.spatial(pooled.flip(1))))
 
 
 class SCSE(nn.Module):

@@ -48,6 +48,14 @@ def as_laid_out(grad_output: Tensor, x: Tensor) -> Tensor:
     return grad_output if grad_output.stride() == like.stride() else like.copy_(grad_output)
 
 
+def beside_gradient(other: Tensor, channels_last: bool) -> Tensor:
+    """``other``, a gradient of a map in this memory format, where a kernel can add it to what it writes."""
+    other = in_supported_layout(other)
+    if lies_in_planes(other) == channels_last:
+        other = other.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return other
+
+
 def promoted_under_autocast(*tensors: Tensor) -> list[Tensor]:
     """``tensors`` in the widest dtype among them, where autocast is on for the device of the first."""
     dtypes = {tensor.dtype for tensor in tensors}

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sod_ops.backends import Kernels
 from sod_ops.ops import _checks
-from sod_ops.ops._maps import in_supported_layout, lies_in_planes
+from sod_ops.ops._maps import beside_gradient, in_supported_layout, lies_in_planes
 from sod_ops.ops._operators import below_autograd, register, transforms_active
 from sod_ops.reference import channel_pool as reference
 
@@ -39,8 +39,20 @@ def channel_pool(x: Tensor) -> Tensor:
     Source:
         Woo, Park, Lee, Kweon: CBAM: Convolutional Block Attention Module, ECCV 2018, section 3.2.
     """
+    return _pool(x, pass_on=False)[-1]
+
+
+def channel_pool_and_pass_on(x: Tensor) -> tuple[Tensor, Tensor]:
+    """``x`` for who reads it next, and :func:`channel_pool` of it: in eager mode the gradient of that ``x`` is added in the
+    one pass that writes the pooling's, where autograd would read and write both once more."""
+    x, y = _pool(x, pass_on=True)
+    return x, y
+
+
+def _pool(x: Tensor, *, pass_on: bool) -> tuple[Tensor, ...]:
+    """The result, behind ``x`` itself if that is passed on."""
     try:
-        return _call(x)
+        return _call(x, pass_on)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         refusal = error
     # Only a call that failed pays for finding out what is at fault.
@@ -48,7 +60,7 @@ def channel_pool(x: Tensor) -> Tensor:
     raise refusal
 
 
-def _call(x: Tensor) -> Tensor:
+def _call(x: Tensor, pass_on: bool) -> tuple[Tensor, ...]:
     device_type = "cpu" if x.is_cpu else x.device.type
     compiling = torch.compiler.is_compiling()
     if transforms_active():
@@ -57,32 +69,40 @@ def _call(x: Tensor) -> Tensor:
         kernels = _select.traced(device_type) if compiling else _select(device_type)
     if kernels is None or compiling or not kernels.check_arguments:
         _check(x)
+    passed = (x,) if pass_on else ()
     if kernels is None:
-        return reference.channel_pool(x)
-    x = in_supported_layout(x)
+        return *passed, reference.channel_pool(x)
+    source = in_supported_layout(x)
     if compiling:
-        return kernels.forward(x)[0]
+        return *passed, kernels.forward(source)[0]
     if torch.is_grad_enabled() and x.requires_grad:
-        return _ChannelPool.apply(kernels, x)
+        return _ChannelPool.apply(kernels, source, pass_on)
     with below_autograd():
-        return kernels.forward(x)[0]
+        return *passed, kernels.forward(source)[0]
 
 
 class _ChannelPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, kernels: Kernels, x: Tensor) -> Tensor:
+    def forward(ctx: Any, kernels: Kernels, x: Tensor, pass_on: bool) -> tuple[Tensor, ...]:
         with below_autograd():
             outputs = kernels.forward(x)
         ctx.kernels = kernels
+        # A gradient of x that is not there would be a map of zeros.
+        ctx.set_materialize_grads(False)
         _save(ctx, (x,), outputs)
-        return outputs[0]
+        return (x, outputs[0]) if pass_on else (outputs[0],)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Any, ...]:
+        *others, grad_output = grad_outputs
+        other = others[0] if others else None
+        if grad_output is None:
+            return None, other, None
         if torch.is_grad_enabled():
-            return None, *_gradients(ctx, ctx.kernels.backward, grad_output)
+            (grad_x,) = _gradients(ctx, ctx.kernels.backward, grad_output)
+            return None, grad_x if other is None else grad_x + other, None
         with below_autograd():
-            return None, *_gradients(ctx, ctx.kernels.backward, grad_output)
+            return None, *_gradients(ctx, ctx.kernels.backward, grad_output, other=other), None
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
@@ -93,13 +113,20 @@ def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> 
 
 
 def _gradients(
-    ctx: Any, backward: Callable[..., Tensor], grad_output: Tensor, _: Tensor | None = None
-) -> tuple[Tensor | None]:
+    ctx: Any,
+    backward: Callable[..., Tensor],
+    grad_output: Tensor,
+    _: Tensor | None = None,
+    other: Tensor | None = None,
+) -> tuple[Tensor]:
     (indices,) = ctx.saved_tensors
     if torch.is_grad_enabled():
         return (reference.channel_pool_backward(grad_output, indices, ctx.channels),)
     memory_format = torch.channels_last if ctx.channels_last else torch.contiguous_format
-    return (backward(grad_output.contiguous(memory_format=memory_format), indices, ctx.channels, ctx.channels_last),)
+    grad_output = grad_output.contiguous(memory_format=memory_format)
+    if other is not None:
+        other = beside_gradient(other, ctx.channels_last)
+    return (backward(grad_output, indices, ctx.channels, ctx.channels_last, other),)
 
 
 def _fake_forward(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,8 +137,10 @@ def _fake_forward(x: Tensor) -> tuple[Tensor, Tensor]:
     return y, x.new_empty((samples, 1, height, width), dtype=torch.int32)
 
 
-def _fake_backward(grad_output: Tensor, indices: Tensor, channels: int, channels_last: bool) -> Tensor:
-    """The gradient of x, from that of the result in the memory format of x."""
+def _fake_backward(
+    grad_output: Tensor, indices: Tensor, channels: int, channels_last: bool, other: Tensor | None = None
+) -> Tensor:
+    """The gradient of x, from that of the result in the memory format of x, and, where it has another one, their sum."""
     samples, _, height, width = grad_output.shape
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(

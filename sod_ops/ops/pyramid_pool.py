@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sod_ops.backends import Kernels
 from sod_ops.ops import _checks
-from sod_ops.ops._maps import in_supported_layout, lies_in_planes
+from sod_ops.ops._maps import beside_gradient, in_supported_layout, lies_in_planes
 from sod_ops.ops._operators import below_autograd, reference_gradients, register, transforms_active
 from sod_ops.reference.pyramid_pool import pyramid_pool as reference
 
@@ -128,9 +128,7 @@ def _gradients(
     memory_format = torch.channels_last if ctx.channels_last else torch.contiguous_format
     grads = [grad.contiguous(memory_format=memory_format) for grad in grad_outputs]
     if other is not None:
-        other = in_supported_layout(other)
-        if lies_in_planes(other) == ctx.channels_last:
-            other = other.contiguous(memory_format=memory_format)
+        other = beside_gradient(other, ctx.channels_last)
     return backward(grads, ctx.bins, *ctx.shape[2:], ctx.channels_last, other), None
 
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sod_ops.ops import _checks
-from sod_ops.ops.channel_pool import channel_pool
+from sod_ops.ops.channel_pool import channel_pool_and_pass_on
 from sod_ops.ops.gate import gate
 
 _OP = "spatial_attention"
@@ -15,8 +15,8 @@ def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, 
 
     .. math:: y = x \, \sigma(w * [\mathrm{mean}_c\, x, \mathrm{max}_c\, x] + b)
 
-    The pooling is :func:`sod_ops.channel_pool` and the scaling :func:`sod_ops.gate`, which read and write ``x`` once each;
-    the convolution of two channels is PyTorch's.
+    The pooling is :func:`sod_ops.channel_pool`, whose backward adds the gradient that the scaling gives, and the scaling
+    :func:`sod_ops.gate`; the convolution of two channels is PyTorch's.
 
     Args:
         x: ``[N, C, H, W]``, float32, float64, bfloat16 or float16; C, H and W at least 1.
@@ -42,7 +42,8 @@ def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, 
     if max_first:
         weight = weight.flip(1)
     padding = (weight.shape[2] // 2, weight.shape[3] // 2)
-    return gate(x, F.conv2d(channel_pool(x), weight, bias, padding=padding))
+    x, pooled = channel_pool_and_pass_on(x)
+    return gate(x, F.conv2d(pooled, weight, bias, padding=padding))
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, max_first: bool) -> None:

@@ -27,7 +27,7 @@ from sod_ops.triton._planes import (
 
 _plan = functools.lru_cache(maxsize=4096)(plan_columns)
 
-_SIZES = ("channels", "pixels", "blocks", "sample_step", "step", "y_step")
+_SIZES = ("channels", "pixels", "blocks", "sample_step", "step", "other_sample_step", "other_step", "y_step")
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -76,19 +76,22 @@ def channel_pool_kernel(
 def channel_pool_backward_kernel(
     grad_output,  # [N, 2, P], pixels y_step apart
     indices,  # [N, P], int32
+    other,  # like grad_x, other_sample_step and other_step apart; or None
     grad_x,  # [N, C, P]
     channels: tl.int32,
     pixels: tl.int64,
     blocks: tl.int32,
     sample_step: tl.int64,
     step: tl.int64,
+    other_sample_step: tl.int64,
+    other_step: tl.int64,
     y_step: tl.int32,
     INTERLEAVED: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """grad_x = grad_output[0] / C, and grad_output[1] more where the maximum was.
+    """grad_x = grad_output[0] / C, and grad_output[1] more where the maximum was, and other more, where there is one.
 
     One program writes BLOCK_P pixels of one sample, BLOCK_C channels at a time. Computes in float32, in float64 for
     float64.
@@ -102,10 +105,15 @@ def channel_pool_backward_kernel(
     index = tl.load(indices + sample * pixels + pixel, mask=inside, other=0)
     first = every + more
     grad_x += sample * aligned(sample_step, ALIGNMENT)
+    if other is not None:
+        other += sample * aligned(other_sample_step, ALIGNMENT)
     for start in range(0, channels, BLOCK_C):
         channel = start + tl.arange(0, BLOCK_C)
         mask = tile_mask(channel, channels, pixel, pixels, INTERLEAVED, ALIGNMENT)
         value = tl.where(channel[:, None] == index[None, :], first[None, :], every[None, :])
+        if other is not None:
+            beside = tile_offsets(channel, pixel, other_step, INTERLEAVED, ALIGNMENT)
+            value += tl.load(other + beside, mask=mask, other=0.0).to(accumulator)
         tl.store(grad_x + tile_offsets(channel, pixel, step, INTERLEAVED, ALIGNMENT), value, mask=mask)
 
 
@@ -126,8 +134,10 @@ def channel_pool(x: Tensor) -> tuple[Tensor, Tensor]:
     return y, indices
 
 
-def channel_pool_backward(grad_output: Tensor, indices: Tensor, channels: int, channels_last: bool) -> Tensor:
-    """The gradient of x, whose memory format the result's gradient has."""
+def channel_pool_backward(
+    grad_output: Tensor, indices: Tensor, channels: int, channels_last: bool, other: Tensor | None = None
+) -> Tensor:
+    """The gradient of x, whose memory format the result's gradient has; the other one, which is added, may be a slice."""
     samples, _, height, width = grad_output.shape
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     grad_x = torch.empty(
@@ -135,11 +145,12 @@ def channel_pool_backward(grad_output: Tensor, indices: Tensor, channels: int, c
         memory_format=memory_format,
     )  # fmt: skip
     if grad_x.numel():
-        plan = _plan(grad_x.shape, (grad_x.stride(),), grad_x.element_size())
+        added = grad_x if other is None else other
+        plan = _plan(grad_x.shape, (grad_x.stride(), added.stride()), grad_x.element_size())
         interleaved = plan.constants["INTERLEAVED"]
         with device_guard(grad_x):
             channel_pool_backward_kernel[plan.grid](
-                grad_output, indices, grad_x, channels, height * width, plan.blocks, *plan.steps,
+                grad_output, indices, other, grad_x, channels, height * width, plan.blocks, *plan.steps,
                 2 if interleaved else 1, **plan.constants,
             )  # fmt: skip
     return grad_x
@@ -158,4 +169,6 @@ def ahead_of_time_cases() -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]
         x = torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
         yield channel_pool, (x,)
         grad = x[:, :2].contiguous(memory_format=memory_format)
-        yield channel_pool_backward, (grad, grad[:, :1].int().contiguous(), shape[1], channels_last)
+        indices = grad[:, :1].int().contiguous()
+        for other in (None, torch.cat([x, x], 1)[:, shape[1] :]):
+            yield channel_pool_backward, (grad, indices, shape[1], channels_last, other)

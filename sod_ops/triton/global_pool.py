@@ -19,7 +19,7 @@ from sod_ops.triton._planes import aligned, device_guard, plan_walk, program_wor
 
 _plan = functools.lru_cache(maxsize=4096)(plan_walk)
 
-_SIZES = ("channels", "pixels", "parts", "part_blocks", "sample_step", "step")
+_SIZES = ("channels", "pixels", "parts", "part_blocks", "sample_step", "step", "other_sample_step", "other_step")
 _CHANNELS = 128  # of one program that puts parts together
 
 
@@ -107,6 +107,7 @@ def global_pool_backward_kernel(
     grad_mean,  # [N, C]
     grad_maximum,  # [N, C]
     indices,  # [N, C], int64
+    other,  # like grad_x, other_sample_step and other_step apart; or None
     grad_x,  # [N, C, P]
     channels: tl.int32,
     pixels: tl.int64,
@@ -114,12 +115,14 @@ def global_pool_backward_kernel(
     part_blocks: tl.int32,
     sample_step: tl.int64,
     step: tl.int64,
+    other_sample_step: tl.int64,
+    other_step: tl.int64,
     INTERLEAVED: tl.constexpr,
     ALIGNMENT: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    """grad_x = grad_mean / P, and grad_maximum more where the maximum was.
+    """grad_x = grad_mean / P, and grad_maximum more where the maximum was, and other more, where there is one.
 
     One program writes one part of the pixels of BLOCK_C channels of one sample. Computes in float32, in float64 for
     float64.
@@ -132,10 +135,15 @@ def global_pool_backward_kernel(
     chosen = every + tl.load(grad_maximum + row, mask=inside, other=0.0).to(accumulator)
     index = tl.load(indices + row, mask=inside, other=0)
     grad_x += sample * aligned(sample_step, ALIGNMENT)
+    if other is not None:
+        other += sample * aligned(other_sample_step, ALIGNMENT)
     for start in range(first, last, BLOCK_P):
         pixel = start + tl.arange(0, BLOCK_P)
         mask = tile_mask(channel, channels, pixel, pixels, INTERLEAVED, ALIGNMENT)
         value = tl.where(pixel[None, :] == index[:, None], chosen[:, None], every[:, None])
+        if other is not None:
+            beside = tile_offsets(channel, pixel, other_step, INTERLEAVED, ALIGNMENT)
+            value += tl.load(other + beside, mask=mask, other=0.0).to(accumulator)
         tl.store(grad_x + tile_offsets(channel, pixel, step, INTERLEAVED, ALIGNMENT), value, mask=mask)
 
 
@@ -168,19 +176,27 @@ def global_pool(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def global_pool_backward(
-    grad_mean: Tensor, grad_maximum: Tensor, indices: Tensor, height: int, width: int, channels_last: bool
+    grad_mean: Tensor,
+    grad_maximum: Tensor,
+    indices: Tensor,
+    height: int,
+    width: int,
+    channels_last: bool,
+    other: Tensor | None = None,
 ) -> Tensor:
-    """The gradient of x, [N, C, height, width]; those of the results are contiguous."""
+    """The gradient of x, [N, C, height, width]; those of the results are contiguous; the other one, which is added, may be
+    a slice."""
     samples, channels = indices.shape
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     grad_x = torch.empty(
         (samples, channels, height, width), dtype=grad_mean.dtype, device=grad_mean.device, memory_format=memory_format
     )
     if grad_x.numel():
-        walk = _plan(grad_x.shape, (grad_x.stride(),), grad_x.element_size())
+        added = grad_x if other is None else other
+        walk = _plan(grad_x.shape, (grad_x.stride(), added.stride()), grad_x.element_size())
         with device_guard(grad_x):
             global_pool_backward_kernel[walk.grid](
-                grad_mean, grad_maximum, indices, grad_x, channels, height * width, walk.parts, walk.part_blocks,
+                grad_mean, grad_maximum, indices, other, grad_x, channels, height * width, walk.parts, walk.part_blocks,
                 *walk.steps, **walk.constants,
             )  # fmt: skip
     return grad_x
@@ -200,4 +216,5 @@ def ahead_of_time_cases() -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]
         yield global_pool, (x,)
         grad = x.new_empty((*shape[:2], 1, 1))
         indices = x.new_empty(shape[:2], dtype=torch.int64)
-        yield global_pool_backward, (grad, grad, indices, *shape[2:], channels_last)
+        for other in (None, torch.cat([x, x], 1)[:, shape[1] :]):
+            yield global_pool_backward, (grad, grad, indices, *shape[2:], channels_last, other)

@@ -1,0 +1,129 @@
+"""Whether pyramid_conv2d's cost model chooses right: both forms of a convolution over an upsampled branch, on a grid of shapes.
+
+    python -m benchmarks.cost_of_upsampling [--seconds 0.5]
+
+Times, on this machine's CPU, the plain form (upsample, concatenate, convolve), the form at the branch's own size, and what
+the op takes of itself, in turn and round after round. Prints a table, and fails where what it takes is more than 5 % slower
+than the better of the two.
+"""
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import sod_ops
+from benchmarks import allocator
+from benchmarks.contest import FULL, Entrant, Rounds
+from benchmarks.devices import open_device
+from sod_ops.ops import pyramid_conv2d as op
+
+ALLOWED = 1.05
+
+
+class Cell(NamedTuple):
+    """x ``[2, channels, size, size]`` and a branch of ``branch_channels`` at ``size / factor``, to ``out_channels``."""
+
+    channels: int
+    branch_channels: int
+    out_channels: int
+    size: int
+    factor: int
+    mode: str
+
+    def __str__(self) -> str:
+        branch = f"{self.branch_channels}@{self.size // self.factor}"
+        return f"2x{self.channels}x{self.size}x{self.size} + {branch} to {self.out_channels}, {self.mode}"
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        low = self.size // self.factor
+        shapes = (
+            (2, self.channels, self.size, self.size),
+            (2, self.branch_channels, low, low),
+            (self.out_channels, self.channels + self.branch_channels, 3, 3),
+        )
+        x, branch, weight = (torch.randn(shape, generator=generator).requires_grad_() for shape in shapes)
+        return x, branch, weight
+
+
+GRID = [
+    Cell(c, b, o, size, factor, mode)
+    for c, b, o, size in (
+        (16, 16, 16, 160),
+        (16, 32, 16, 160),
+        (32, 64, 32, 160),
+        (64, 64, 64, 80),
+        (64, 128, 64, 80),
+        (128, 256, 128, 40),
+        (8, 64, 8, 160),
+        (64, 8, 64, 80),
+    )
+    for factor in (2, 4)
+    for mode in ("bilinear", "nearest")
+]
+
+
+@contextlib.contextmanager
+def choosing(own_size: bool | None) -> Iterator[None]:
+    """One form for every branch; None leaves the choice to the cost model."""
+    if own_size is None:
+        yield
+        return
+    with mock.patch.object(op, "pays_before_upsampling", lambda *_: own_size):
+        yield
+
+
+def steps(cell: Cell, *, training: bool) -> dict[str, Callable[[], object]]:
+    tensors = cell.tensors()
+    grad = torch.randn(2, cell.out_channels, cell.size, cell.size)
+
+    def step(own_size: bool | None) -> object:
+        x, branch, weight = tensors
+        with choosing(own_size), torch.set_grad_enabled(training):
+            y = sod_ops.pyramid_conv2d(x, [branch], weight, mode=cell.mode)
+            return torch.autograd.grad(y, tensors, grad) if training else y
+
+    return {"plain": partial(step, False), "own size": partial(step, True), "chosen": partial(step, None)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each line of the table; at least 15 rounds")
+    options = parser.parse_args()
+    allocator.restart_with("reused")
+    device = open_device("cpu", "CPU")
+    (clock,) = device.clocks
+    slow = []
+    print("| case | | plain, ms | own size, ms | chosen | its time over the better's |\n|---|---|---:|---:|---|---:|")
+    for cell in GRID:
+        _, branch, weight = cell.tensors()
+        chosen = "own size" if op.pays_before_upsampling(branch, weight, (cell.size, cell.size)) else "plain"
+        for training in (False, True):
+            entrants = [Entrant(name, clock, run) for name, run in steps(cell, training=training).items()]
+            rounds = Rounds(entrants, FULL._replace(seconds=options.seconds))
+            for _ in range(rounds.warm_up()):
+                rounds.round()
+            times = {name: 1e3 * seconds for name, seconds in rounds.samples(clock.name).items()}
+            medians = {name: float(np.median(some)) for name, some in times.items()}
+            # What is chosen is the same code as that form: both rows' samples say how long it takes.
+            better = min(medians["plain"], medians["own size"])
+            ratio = medians[chosen] / better
+            kind = "forward + backward" if training else "forward"
+            print(f"| {cell} | {kind} | {medians['plain']:.2f} | {medians['own size']:.2f} | {chosen} | {ratio:.2f} |", flush=True)
+            if ratio > ALLOWED:
+                slow.append(f"{cell}, {kind}: {ratio:.2f}")
+    for line in slow:
+        print(f"slower than the better form by more than {ALLOWED - 1:.0%}: {line}", file=sys.stderr)
+    return 1 if slow else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
