@@ -23,7 +23,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr auto kOp = "channel_pool";
-constexpr int64_t kMostPixels = 512, kLeastPixels = 64;
+constexpr int64_t kMostPixels = 4096, kLeastPixels = 64;
 
 template <typename T>
 const MeanMaximumKernels<T>& kernels() {

@@ -20,7 +20,7 @@ enum class GateForm {
   logits,  // the sigmoid of their sum
 };
 
-constexpr int64_t kGateColumns = 512;  // at most, of a tile
+constexpr int64_t kGateColumns = 4096;  // at most, of a tile
 
 template <typename T>
 struct GateKernels {

@@ -32,6 +32,8 @@ constexpr int64_t kTree = 8;
 constexpr int64_t kStretch = 32 * kTree;
 // Columns that are walked side by side: what is known of them stays in the first-level cache.
 constexpr int64_t kColumns = 512;
+// Columns whose gradients are spread side by side: long runs, so that few of them are begun.
+constexpr int64_t kSpreadColumns = 4096;
 // Columns of a row that are looked at for their maximum, and if that is a new one, for its place.
 constexpr int64_t kChunk = 2048;
 
@@ -113,50 +115,75 @@ void over_rows(const T* x, int64_t step, int64_t rows, int64_t columns, Accumula
   }
 }
 
+template <typename T>
+inline Lanes<T> larger(Lanes<T> a, const Lanes<T>& b) {
+  for (int i = 0; i < Lanes<T>::kVectors; ++i) a.v[i] = at::vec::maximum(a.v[i], b.v[i]);
+  return a;
+}
+
 // The largest of n elements; NaN where there is one.
 template <typename T>
 Accumulator<T> maximum_of_run(const T* x, int64_t n) {
   using A = Accumulator<T>;
+  using L = Lanes<T>;
+  constexpr int64_t size = L::kSize;
+  if (n < size) {
+    A lanes[size];
+    L::load(x, n).store_accumulators(lanes);
+    A top = lanes[0];
+    for (int64_t i = 1; i < n; ++i) top = lanes[i] <= top || top != top ? top : lanes[i];
+    return top;
+  }
+  // The last register overlaps the one before: an element may be looked at twice.
+  L last = L::load(x + n - size), top[4] = {last, last, last, last};
+  int64_t i = 0;
+  for (; i + 4 * size <= n; i += 4 * size) {
+    for (int k = 0; k < 4; ++k) top[k] = larger<T>(top[k], L::load(x + i + k * size));
+  }
+  for (; i + size <= n; i += size) top[0] = larger<T>(top[0], L::load(x + i));
+  top[0] = larger<T>(larger<T>(top[0], top[1]), larger<T>(top[2], top[3]));
+  for (int k = 1; k < L::kVectors; ++k) top[0].v[0] = at::vec::maximum(top[0].v[0], top[0].v[k]);
   using V = Vectorized<A>;
-  const auto larger = [](const V& a, const V& b) { return at::vec::maximum(a, b); };
-  V top[2] = {V(kLowest<T>), V(kLowest<T>)};
-  for_each_piece<T>(n, [&](int64_t c, auto count) {
-    auto value = Lanes<T>::load(x + c, count);
-    if (count < Lanes<T>::kSize) {
-      for (int i = 0; i < Lanes<T>::kVectors; ++i) {
-        const int64_t rest = std::clamp<int64_t>(count - i * V::size(), 0, V::size());
-        value.v[i] = V::set(V(kLowest<T>), value.v[i], rest);
-      }
-    }
-    for (int i = 0; i < Lanes<T>::kVectors; ++i) {
-      V& one = top[(Lanes<T>::kVectors == 2 ? i : c / Lanes<T>::kSize) % 2];
-      one = larger(one, value.v[i]);
-    }
-  });
-  return at::vec::vec_reduce_all<A>(larger, larger(top[0], top[1]));
+  return at::vec::vec_reduce_all<A>([](const V& a, const V& b) { return at::vec::maximum(a, b); }, top[0].v[0]);
+}
+
+// Which lanes hold `value`, or a NaN where it is one.
+template <typename A>
+inline auto lanes_with(const Vectorized<A>& lanes, A value) {
+  return value != value ? math::is_nan(lanes) : math::equal(lanes, Vectorized<A>(value));
+}
+
+// Whether one of kRegisters registers of elements holds `value`.
+template <int kRegisters, typename T>
+inline bool holds(const T* x, Accumulator<T> value) {
+  using A = Accumulator<T>;
+  using V = Vectorized<A>;
+  auto any = lanes_with<A>(Lanes<T>::load(x).v[0], value);
+  for (int r = 0; r < kRegisters; ++r) {
+    const auto lanes = Lanes<T>::load(x + r * Lanes<T>::kSize);
+    for (int i = 0; i < Lanes<T>::kVectors; ++i) any = any | lanes_with<A>(lanes.v[i], value);
+  }
+  const V found = math::where(any, V(A(1)), V(A(0)));
+  return at::vec::vec_reduce_all<A>([](const V& a, const V& b) { return a + b; }, found) != A(0);
 }
 
 // Where the first of n elements is that equals `value`, or is NaN as it is; there is one.
 template <typename T>
 int32_t place_of(const T* x, int64_t n, Accumulator<T> value) {
   using A = Accumulator<T>;
-  using V = Vectorized<A>;
-  using I = Vectorized<Index<T>>;
-  const bool nan = value != value;
-  const I none(std::numeric_limits<int32_t>::max());
-  I first = none, here = I::arange(0, 1);
-  for_each_piece<T>(n, [&](int64_t c, auto count) {
-    const auto values = Lanes<T>::load(x + c, count);
-    for (int i = 0; i < Lanes<T>::kVectors; ++i) {
-      const I found = nan ? math::where(math::is_nan(values.v[i]), here, none)
-                          : math::where(math::equal(values.v[i], V(value)), here, none);
-      first = at::vec::minimum(first, found);
-      here = here + I(static_cast<Index<T>>(V::size()));
+  constexpr int kRegisters = 8;
+  constexpr int64_t block = kRegisters * Lanes<T>::kSize;
+  int64_t begin = 0;
+  while (begin + block <= n && !holds<kRegisters>(x + begin, value)) begin += block;
+  for (; begin < n; begin += Lanes<T>::kSize) {
+    const int64_t count = std::min<int64_t>(Lanes<T>::kSize, n - begin);
+    A lanes[Lanes<T>::kSize];
+    Lanes<T>::load(x + begin, count).store_accumulators(lanes);
+    for (int64_t i = 0; i < count; ++i) {
+      if (lanes[i] == value || (value != value && lanes[i] != lanes[i])) return static_cast<int32_t>(begin + i);
     }
-  });
-  Index<T> lanes[I::size()];
-  first.store(lanes);
-  return static_cast<int32_t>(*std::min_element(lanes, lanes + I::size()));
+  }
+  return 0;
 }
 
 template <typename T>
@@ -192,7 +219,7 @@ void spread_columns_over_rows(int64_t rows, int64_t columns, const Accumulator<T
                               const int32_t* indices, const T* other, int64_t other_step, T* to, int64_t step) {
   using L = Lanes<T>;
   using I = Vectorized<Index<T>>;
-  Index<T> where[kColumns];
+  Index<T> where[kSpreadColumns];
   std::copy_n(indices, columns, where);
   for (int64_t r = 0; r < rows; ++r) {
     const I row(static_cast<Index<T>>(r));
@@ -217,8 +244,8 @@ void spread_over_rows(int64_t rows, int64_t columns, const Accumulator<T>* all, 
                       const int32_t* indices, const T* other, int64_t other_step, T* to, int64_t step, bool stream) {
   stream = stream && simd::worth_streaming(to, step, columns);
   const auto spread = stream ? spread_columns_over_rows<T, true> : spread_columns_over_rows<T, false>;
-  for (int64_t c = 0; c < columns; c += kColumns) {
-    spread(rows, std::min(kColumns, columns - c), all + c, first + c, indices + c,
+  for (int64_t c = 0; c < columns; c += kSpreadColumns) {
+    spread(rows, std::min(kSpreadColumns, columns - c), all + c, first + c, indices + c,
            other == nullptr ? nullptr : other + c, other_step, to + c, step);
   }
   if (stream) simd::stream_fence();
