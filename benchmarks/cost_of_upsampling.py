@@ -1,4 +1,4 @@
-"""Whether pyramid_conv2d's cost model chooses right: both forms of a convolution over an upsampled branch, on a grid of shapes.
+"""Whether pyramid_conv2d's cost model chooses right: both forms of a branch's convolution, on a grid of shapes.
 
     python -m benchmarks.cost_of_upsampling [--seconds 0.5]
 
@@ -10,7 +10,7 @@ than the better of the two.
 import argparse
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 from unittest import mock
@@ -22,8 +22,9 @@ from torch import Tensor
 import sod_ops
 from benchmarks import allocator
 from benchmarks.contest import FULL, Entrant, Rounds
-from benchmarks.devices import open_device
+from benchmarks.devices import Run, open_device
 from sod_ops.ops import pyramid_conv2d as op
+from sod_ops.ops._cost_of_upsampling import pays_before_upsampling
 
 ALLOWED = 1.05
 
@@ -77,19 +78,19 @@ def choosing(own_size: bool | None) -> Iterator[None]:
     if own_size is None:
         yield
         return
-    with mock.patch.object(op, "pays_before_upsampling", lambda *_: own_size):
+    with mock.patch.object(op, "pays_before_upsampling", return_value=own_size):
         yield
 
 
-def steps(cell: Cell, *, training: bool) -> dict[str, Callable[[], object]]:
+def steps(cell: Cell, *, training: bool) -> dict[str, Run]:
     tensors = cell.tensors()
     grad = torch.randn(2, cell.out_channels, cell.size, cell.size)
 
-    def step(own_size: bool | None) -> object:
+    def step(own_size: bool | None) -> tuple[Tensor, ...]:
         x, branch, weight = tensors
         with choosing(own_size), torch.set_grad_enabled(training):
             y = sod_ops.pyramid_conv2d(x, [branch], weight, mode=cell.mode)
-            return torch.autograd.grad(y, tensors, grad) if training else y
+            return torch.autograd.grad(y, tensors, grad) if training else (y,)
 
     return {"plain": partial(step, False), "own size": partial(step, True), "chosen": partial(step, None)}
 
@@ -105,7 +106,7 @@ def main() -> int:
     print("| case | | plain, ms | own size, ms | chosen | its time over the better's |\n|---|---|---:|---:|---|---:|")
     for cell in GRID:
         _, branch, weight = cell.tensors()
-        chosen = "own size" if op.pays_before_upsampling(branch, weight, (cell.size, cell.size)) else "plain"
+        chosen = "own size" if pays_before_upsampling(branch, weight, (cell.size, cell.size)) else "plain"
         for training in (False, True):
             entrants = [Entrant(name, clock, run) for name, run in steps(cell, training=training).items()]
             rounds = Rounds(entrants, FULL._replace(seconds=options.seconds))
@@ -117,7 +118,10 @@ def main() -> int:
             better = min(medians["plain"], medians["own size"])
             ratio = medians[chosen] / better
             kind = "forward + backward" if training else "forward"
-            print(f"| {cell} | {kind} | {medians['plain']:.2f} | {medians['own size']:.2f} | {chosen} | {ratio:.2f} |", flush=True)
+            print(
+                f"| {cell} | {kind} | {medians['plain']:.2f} | {medians['own size']:.2f} | {chosen} | {ratio:.2f} |",
+                flush=True,
+            )
             if ratio > ALLOWED:
                 slow.append(f"{cell}, {kind}: {ratio:.2f}")
     for line in slow:

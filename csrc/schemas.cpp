@@ -35,6 +35,8 @@ STABLE_TORCH_LIBRARY(sod_ops, m) {
   m.def("gate_backward(Tensor grad_output, Tensor x, Tensor? channel_logits, Tensor? spatial_logits, bool sum_of_gates) -> (Tensor, Tensor, Tensor)");
   m.def("global_pool(Tensor x) -> (Tensor, Tensor, Tensor)");
   m.def("global_pool_backward(Tensor grad_mean, Tensor grad_maximum, Tensor indices, SymInt height, SymInt width, bool channels_last, Tensor? other=None) -> Tensor");
+  m.def("scse(Tensor x, Tensor spatial_weight) -> (Tensor, Tensor)");
+  m.def("scse_backward(Tensor grad_means, Tensor grad_projection, Tensor x, Tensor spatial_weight, Tensor? other=None) -> (Tensor, Tensor)");
   m.def("pyramid_pool(Tensor x, SymInt[] bins) -> Tensor[]");
   m.def("pyramid_pool_backward(Tensor[] grads, SymInt[] bins, SymInt height, SymInt width, bool channels_last, Tensor? other=None) -> Tensor");
   m.def("pyramid_upsample_concat(Tensor x, Tensor[] branches, bool align_corners, bool x_first) -> Tensor");

@@ -11,7 +11,7 @@ import sod_ops.ops
 OPS = [m.name for m in pkgutil.iter_modules(sod_ops.ops.__path__) if not m.name.startswith("_")]
 SHARED = ["scale_gradient_"]  # what several ops call beside their own pairs
 # Of PyTorch's operators and other ops: they have no kernels, and no operators of their own.
-COMPOSITES = ["object_attention", "scse", "spatial_attention"]
+COMPOSITES = ["object_attention", "spatial_attention"]
 OPERATORS = [name for op in OPS if op not in COMPOSITES for name in (op, f"{op}_backward")] + SHARED
 
 

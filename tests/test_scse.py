@@ -1,15 +1,17 @@
-"""scse on every backend, against its reference in float64: a composite, whose parts have tests of their own."""
+"""scse on every backend, against its reference in float64 and against the contract of an op."""
 
 from typing import Any
 
 import map_contract
 import pytest
 import torch
-from cases import FLOATING, MapCase
+from cases import FLOATING, MAPS, MapCase
 from conftest import Backend
+from tolerances import assert_accurate
 from torch import Tensor
 
 import sod_ops
+from sod_ops.reference import scse as reference
 
 WITHOUT_KERNELS = ("cuda",)
 
@@ -52,6 +54,78 @@ def test_gradcheck(backend: Backend, layout: str) -> None:
     map_contract.check_gradients(backend, OP, inputs)
 
 
+@pytest.mark.parametrize("case", MAPS, ids=str)
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+def test_squeeze_of_any_shape(kernel_backend: Backend, case: MapCase, dtype: torch.dtype) -> None:
+    """The operator below: what the gates are computed from, and its gradients with that of x passed on."""
+    if kernel_backend.interpreted:
+        samples, channels, height, width = case.shape
+        case = MapCase((min(samples, 2), min(channels, 40), min(height, 8), min(width, 9)), case.layout)
+    if 0 in case.shape or case.layout in ("crop", "transposed"):  # which the public function copies
+        return
+    check_squeeze(kernel_backend, case, dtype)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 40, 70, 71), (1, 5000, 3, 3), (3, 1, 1, 1)], ids=str)
+def test_more_than_one_tile(kernel_backend: Backend, shape: tuple[int, int, int, int], layout: str) -> None:
+    if kernel_backend.interpreted:
+        shape = (shape[0], min(shape[1], 200), min(shape[2], 9), min(shape[3], 9))
+    check_squeeze(kernel_backend, MapCase(shape, layout), torch.float32)
+
+
+def check_squeeze(backend: Backend, case: MapCase, dtype: torch.dtype) -> None:
+    namespace = torch.ops.sod_ops_triton if backend.name == "triton" else torch.ops.sod_ops
+    x = case.build(dtype, backend.device)
+    weight = torch.randn(1, x.shape[1], 1, 1, dtype=torch.float64).to(x)
+    other = torch.randn(x.shape, dtype=torch.float64).to(x)
+    if sod_ops.ops._maps.lies_in_planes(x):
+        other = torch.cat([other, other], 1)[:, x.shape[1] :]
+    else:
+        other = other.contiguous(memory_format=torch.channels_last)
+    results = namespace.scse(x, weight)
+    grads = [torch.randn(y.shape, dtype=torch.float64).to(y) for y in results]
+    actual = (*results, *namespace.scse_backward(*grads, x, weight, other))
+
+    def expected(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        leaves = [t.detach().to(dtype).requires_grad_() for t in (x, weight)]
+        results = reference.squeeze(*leaves)
+        grad_x, grad_weight = torch.autograd.grad(
+            results, leaves, [g.to(y.dtype) for g, y in zip(grads, results, strict=True)]
+        )
+        return *(y.detach() for y in results), grad_x + other.to(dtype), grad_weight
+
+    names = ("means", "projection", "x", "spatial_weight")
+    for name, a, plain, exact in zip(names, actual, expected(dtype), expected(torch.float64), strict=True):
+        assert_accurate(a, plain, exact, name, terms=8.0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_x_alone_or_a_gate_alone_gets_a_gradient(kernel_backend: Backend, layout: str) -> None:
+    inputs = make(SMALL._replace(layout=layout), torch.float64, kernel_backend.device)
+    map_contract.check_gradients_only_where_wanted(kernel_backend, OP, inputs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_operators_pass_opcheck(kernel_backend: Backend, layout: str) -> None:
+    namespace = torch.ops.sod_ops_triton if kernel_backend.name == "triton" else torch.ops.sod_ops
+    x = SMALL._replace(layout=layout).build(torch.float64, kernel_backend.device).requires_grad_()
+    weight = torch.randn(1, 6, 1, 1, dtype=torch.float64, device=kernel_backend.device, requires_grad=True)
+    torch.library.opcheck(namespace.scse.default, (x, weight))
+    grads = [torch.randn_like(y) for y in namespace.scse(x.detach(), weight.detach())]
+    for other in (None, x.detach()):
+        torch.library.opcheck(namespace.scse_backward.default, (*grads, x.detach(), weight.detach(), other))
+
+
+def test_deterministic(kernel_backend: Backend) -> None:
+    """Whatever the number of threads: the operator alone, as PyTorch's convolutions between the parts sum by threads."""
+    inputs = make(MapCase((2, 24, 12, 12)), device=kernel_backend.device)
+    map_contract.check_deterministic(kernel_backend, OP, inputs, threads=False)
+    namespace = torch.ops.sod_ops_triton if kernel_backend.name == "triton" else torch.ops.sod_ops
+    squeeze = [inputs[0], inputs[5]]
+    map_contract.check_deterministic(kernel_backend, namespace.scse, squeeze)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_memory_format_is_kept(kernel_backend: Backend, layout: str) -> None:
     inputs = make(MapCase((2, 6, 5, 4), layout), device=kernel_backend.device)
@@ -76,7 +150,7 @@ def test_autocast(backend: Backend) -> None:
 
 
 def test_compile(backend: Backend) -> None:
-    map_contract.check_compile(backend, OP, make(SMALL, device=backend.device), ["gate"])
+    map_contract.check_compile(backend, OP, make(SMALL, device=backend.device), ["gate", "scse"])
 
 
 def test_export() -> None:
@@ -116,3 +190,19 @@ def test_bad_input_is_named(backend: Backend, index: int, value: Any, error: typ
 def test_biases_may_be_missing(backend: Backend) -> None:
     x, w1, b1, w2, b2, w, b = make(SMALL, torch.float64, backend.device, bias=False)
     torch.testing.assert_close(OP(x, w1, None, w2, None, w, None), OP(x, w1, b1, w2, b2, w, b))
+
+
+def test_operators_refuse_what_would_read_out_of_bounds() -> None:
+    """The operators below the public function guard themselves too."""
+    operators = torch.ops.sod_ops
+    x, weight = torch.zeros(2, 3, 4, 5), torch.zeros(1, 3, 1, 1)
+    for arguments in ((x[0], weight), (x[:, :, ::2, ::2], weight), (x.int(), weight.int()), (x[:, :0], weight[:, :0]),
+                      (x, weight[:, :2]), (x, weight.double())):  # fmt: skip
+        with pytest.raises(RuntimeError, match="scse"):
+            operators.scse(*arguments)
+    means, projection = operators.scse(x, weight)
+    for arguments in ((means[:1], projection, x, weight), (means, projection.double(), x, weight),
+                      (means, projection[..., :2], x, weight), (means, projection, x, weight, x[:1]),
+                      (means, projection, x, weight, x.double())):  # fmt: skip
+        with pytest.raises(RuntimeError, match="scse"):
+            operators.scse_backward(*arguments)

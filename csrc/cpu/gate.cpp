@@ -1,8 +1,6 @@
 // Gates on the CPU: checks, threads and memory. The arithmetic stands in ../simd/gate.cpp.
 //
-// A sample is a matrix, of channels x pixels where planar, otherwise of pixels x channels. It is cut into tiles, whose
-// size depends on the shape alone and with it the order of summation: the result does not change with the number of
-// threads.
+// A sample is a matrix in tiles (matrix_tiles.h).
 #include "../simd/gate.h"
 
 #include <optional>
@@ -15,6 +13,7 @@
 #include "elements.h"
 #include "empty.h"
 #include "maps.h"
+#include "matrix_tiles.h"
 #include "parallel.h"
 #include "scratch.h"
 
@@ -25,7 +24,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 constexpr auto kOp = "gate";
-constexpr int64_t kTile = 65536;  // elements
 
 template <typename T>
 using Acc = typename GateKernels<T>::Acc;
@@ -35,42 +33,9 @@ const GateKernels<T>& kernels() {
   return kernels_of<T>(gate_kernels());
 }
 
-// Samples as matrices in tiles.
-struct Tiling {
-  int64_t samples, rows, columns, tile_rows, tile_columns;
-
-  Tiling(int64_t count, const MapShape& map)
-      : samples(count),
-        rows(map.planar ? map.channels : map.pixels),
-        columns(map.planar ? map.pixels : map.channels),
-        tile_columns(std::clamp<int64_t>(columns, 1, kGateColumns)) {
-    tile_rows = std::max<int64_t>(1, kTile / tile_columns);
-  }
-
-  int64_t down() const { return (rows + tile_rows - 1) / tile_rows; }
-  int64_t across() const { return (columns + tile_columns - 1) / tile_columns; }
-
-  struct Tile {
-    int64_t sample, i, j;  // which sample, and which tile of it
-    int64_t row, column, rows, columns;
-  };
-
-  // body(tile) for every one, by all threads.
-  template <typename Body>
-  void for_each(const Body& body) const {
-    parallel_tasks(samples * down() * across(), tile_rows * tile_columns, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) {
-        const int64_t i = t / across() % down(), j = t % across(), row = i * tile_rows, column = j * tile_columns;
-        body(Tile{t / across() / down(), i, j, row, column, std::min(tile_rows, rows - row),
-                  std::min(tile_columns, columns - column)});
-      }
-    });
-  }
-};
-
 struct Call {
   MapShape map;
-  Tiling tiling;
+  MatrixTiles tiling;
   GateForm form;
 };
 
@@ -96,7 +61,7 @@ Call check(const Tensor& x, const std::optional<Tensor>& channel, const std::opt
   const GateForm form = channel.has_value() && spatial.has_value()
                             ? (sum_of_gates ? GateForm::sum : GateForm::logits)
                             : (channel.has_value() == planar ? GateForm::row : GateForm::column);
-  return {map, Tiling(x.size(0), map), form};
+  return {map, MatrixTiles(x.size(0), map), form};
 }
 
 // What the kernels take of one tensor of logits, for all samples: gates, or the logits themselves where the form wants
@@ -106,7 +71,7 @@ struct Factors {
   int64_t length = 0;  // of a sample
   std::unique_ptr<A[]> values, slopes;
 
-  const A* at(const Tiling::Tile& tile, int64_t offset) const {
+  const A* at(const MatrixTiles::Tile& tile, int64_t offset) const {
     return length == 0 ? nullptr : values.get() + tile.sample * length + offset;
   }
 };
@@ -134,14 +99,6 @@ Factors<Acc<T>> factors(const Call& call, const std::optional<Tensor>& logits, i
   return result;
 }
 
-template <typename E, typename T>
-typename GateKernels<T>::template Matrix<E> matrix_of(const Call& call, const Samples<E>& samples,
-                                                      const Tiling::Tile& tile) {
-  const bool planar = call.map.planar;
-  return {samples.at(call.map, tile.sample, planar ? tile.row : tile.column, planar ? tile.column : tile.row),
-          samples.step};
-}
-
 Tensor gate(const Tensor& x, const std::optional<Tensor>& channel, const std::optional<Tensor>& spatial,
             bool sum_of_gates) {
   const Call call = check(x, channel, spatial, sum_of_gates);
@@ -157,9 +114,9 @@ Tensor gate(const Tensor& x, const std::optional<Tensor>& channel, const std::op
     const auto from = samples_of<const T>(x, planar);
     const auto to = samples_of<T>(y, planar);
     const bool stream = outgrows_caches(x.numel() * static_cast<int64_t>(sizeof(T)));
-    call.tiling.for_each([&](const Tiling::Tile& tile) {
-      kernels<T>().apply(call.form, tile.rows, tile.columns, matrix_of<const T, T>(call, from, tile),
-                         row.at(tile, tile.row), column.at(tile, tile.column), matrix_of<T, T>(call, to, tile), stream);
+    call.tiling.for_each([&](const MatrixTiles::Tile& tile) {
+      kernels<T>().apply(call.form, tile.rows, tile.columns, call.tiling.matrix(from, tile), row.at(tile, tile.row),
+                         column.at(tile, tile.column), call.tiling.matrix(to, tile), stream);
     });
   });
   return y;
@@ -172,19 +129,11 @@ Tensor gradient_of_logits(const Tensor& logits, const A* sums, int64_t samples, 
   std::vector<int64_t> sizes(logits.sizes().begin(), logits.sizes().end());
   Tensor gradient = sod_ops::new_empty(logits, sizes, logits.scalar_type());
   const auto write = converters<A>().write[static_cast<int>(logits.scalar_type())];
-  parallel_tasks(samples, parts * length, [&](int64_t begin, int64_t end) {
-    auto total = scratch<A>(length);
-    for (int64_t n = begin; n < end; ++n) {
-      std::fill(total.get(), total.get() + length, A(0));
-      for (int64_t part = 0; part < parts; ++part) {
-        const A* some = sums + (n * parts + part) * length;
-        for (int64_t i = 0; i < length; ++i) total[i] += some[i];
-      }
-      if (slopes != nullptr) {
-        for (int64_t i = 0; i < length; ++i) total[i] *= slopes[n * length + i];
-      }
-      write(total.get(), length, gradient.data_ptr(), n * length, 1, false);
+  for_each_sum(sums, samples, parts, length, [&](int64_t n, A* total) {
+    if (slopes != nullptr) {
+      for (int64_t i = 0; i < length; ++i) total[i] *= slopes[n * length + i];
     }
+    write(total, length, gradient.data_ptr(), n * length, 1, false);
   });
   return gradient;
 }
@@ -210,16 +159,14 @@ std::tuple<Tensor, Tensor, Tensor> gate_backward(const Tensor& grad_y, const Ten
     const auto from = samples_of<const T>(x, planar), gradients = samples_of<const T>(grad_y, planar);
     const auto to = samples_of<T>(grad_x, planar);
     const bool stream = outgrows_caches(x.numel() * static_cast<int64_t>(sizeof(T)));
-    const Tiling& tiling = call.tiling;
+    const MatrixTiles& tiling = call.tiling;
     const auto row_sums = scratch<A>(tiling.samples * tiling.across() * tiling.rows);
     const auto column_sums = scratch<A>(tiling.samples * tiling.down() * tiling.columns);
-    tiling.for_each([&](const Tiling::Tile& tile) {
-      kernels<T>().backward(call.form, tile.rows, tile.columns, matrix_of<const T, T>(call, gradients, tile),
-                            matrix_of<const T, T>(call, from, tile), row.at(tile, tile.row),
-                            column.at(tile, tile.column), matrix_of<T, T>(call, to, tile),
-                            row_sums.get() + (tile.sample * tiling.across() + tile.j) * tiling.rows + tile.row,
-                            column_sums.get() + (tile.sample * tiling.down() + tile.i) * tiling.columns + tile.column,
-                            stream);
+    tiling.for_each([&](const MatrixTiles::Tile& tile) {
+      kernels<T>().backward(call.form, tile.rows, tile.columns, tiling.matrix(gradients, tile),
+                            call.tiling.matrix(from, tile), row.at(tile, tile.row), column.at(tile, tile.column),
+                            call.tiling.matrix(to, tile), row_sums.get() + tiling.row_sum(tile),
+                            column_sums.get() + tiling.column_sum(tile), stream);
     });
     const A* of_channels = planar ? row_sums.get() : column_sums.get();
     const A* of_pixels = planar ? column_sums.get() : row_sums.get();

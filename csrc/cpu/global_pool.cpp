@@ -158,8 +158,7 @@ Tensor global_pool_backward(const Tensor& grad_mean, const Tensor& grad_maximum,
       }
       const auto spread = planar ? kernels<T>().spread_over_columns : kernels<T>().spread_over_rows;
       spread(planar ? some.channels : some.pixels, planar ? some.pixels : some.channels, all.data(), first.data(),
-             within.data(), beside.at(parts.map, n, c, p), beside.step, to.at(parts.map, n, c, p), to.step,
-             stream);
+             within.data(), beside.at(parts.map, n, c, p), beside.step, to.at(parts.map, n, c, p), to.step, stream);
     });
   });
   return grad_x;

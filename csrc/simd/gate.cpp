@@ -15,11 +15,9 @@ using simd::Accumulator;
 using simd::for_each_piece;
 using simd::Lanes;
 
-template <typename T, typename E>
-using Matrix = typename GateKernels<T>::template Matrix<E>;
-
-// Rows that are added up before their sum goes into the columns' totals: the rounding error grows with rows / 32.
-constexpr int64_t kStretch = 32;
+// Rows that are added up before their sum goes into the columns' totals, and columns before theirs goes into the row's:
+// the rounding error grows with rows / 32 and with columns / 512.
+constexpr int64_t kStretch = 32, kRun = 512;
 
 template <typename Acc>
 void sigmoid(const Acc* logits, int64_t n, Acc* gates, Acc* slopes) {
@@ -58,8 +56,8 @@ inline Gates<T> gates_of(const Lanes<T>& row, const Accumulator<T>* column, int6
 }
 
 template <typename T, GateForm kForm, bool kStream>
-void apply_form(int64_t rows, int64_t columns, Matrix<T, const T> x, const Accumulator<T>* row,
-                const Accumulator<T>* column, Matrix<T, T> y) {
+void apply_form(int64_t rows, int64_t columns, Matrix<const T> x, const Accumulator<T>* row,
+                const Accumulator<T>* column, Matrix<T> y) {
   using L = Lanes<T>;
   for (int64_t r = 0; r < rows; ++r) {
     const L of_row = L::fill(kForm == GateForm::column ? 0 : row[r]);
@@ -72,31 +70,39 @@ void apply_form(int64_t rows, int64_t columns, Matrix<T, const T> x, const Accum
 }
 
 template <typename T, GateForm kForm, bool kStream>
-void backward_form(int64_t rows, int64_t columns, Matrix<T, const T> grad_y, Matrix<T, const T> x,
-                   const Accumulator<T>* row, const Accumulator<T>* column, Matrix<T, T> grad_x,
-                   Accumulator<T>* row_sums, Accumulator<T>* column_sums) {
+void backward_form(int64_t rows, int64_t columns, Matrix<const T> grad_y, Matrix<const T> x, const Accumulator<T>* row,
+                   const Accumulator<T>* column, Matrix<T> grad_x, Accumulator<T>* row_sums,
+                   Accumulator<T>* column_sums) {
   using A = Accumulator<T>;
   using L = Lanes<T>;
-  A partial[kGateColumns];
+  A partial[kMatrixColumns];
   std::fill(column_sums, column_sums + columns, A(0));
   for (int64_t begin = 0; begin < rows; begin += kStretch) {
     std::fill(partial, partial + columns, A(0));
     for (int64_t r = begin; r < std::min(rows, begin + kStretch); ++r) {
       const L of_row = L::fill(kForm == GateForm::column ? 0 : row[r]);
       const T *gradients = grad_y.data + r * grad_y.step, *values = x.data + r * x.step;
-      L sum = L::fill(0);
+      L sum = L::fill(0), total = sum;
+      int64_t end = kRun;
       simd::write_run<T, kStream>(grad_x.data + r * grad_x.step, columns, [&](int64_t c, int64_t count) {
         const L gradient = L::load(gradients + c, count);
         const auto gates = gates_of<T, kForm>(of_row, column + c, count);
         L product = gradient * L::load(values + c, count);
         if constexpr (kForm == GateForm::logits) product = product * gates.slope;
-        if constexpr (kForm != GateForm::column) sum = sum + product;
+        if constexpr (kForm != GateForm::column) {
+          if (c >= end) {
+            total = total + sum;
+            sum = L::fill(0);
+            end += kRun;
+          }
+          sum = sum + product;
+        }
         if constexpr (kForm != GateForm::row) {
           (L::load_accumulators(partial + c, count) + product).store_accumulators(partial + c, count);
         }
         return gradient * gates.value;
       });
-      row_sums[r] = sum.sum();
+      row_sums[r] = (total + sum).sum();
     }
     for (int64_t c = 0; c < columns; ++c) column_sums[c] += partial[c];
   }
@@ -115,8 +121,8 @@ void for_form(GateForm form, const Body& body) {
 }
 
 template <typename T>
-void apply(GateForm form, int64_t rows, int64_t columns, Matrix<T, const T> x, const Accumulator<T>* row,
-           const Accumulator<T>* column, Matrix<T, T> y, bool stream) {
+void apply(GateForm form, int64_t rows, int64_t columns, Matrix<const T> x, const Accumulator<T>* row,
+           const Accumulator<T>* column, Matrix<T> y, bool stream) {
   for_form(form, [&](auto constant) {
     constexpr GateForm kForm = decltype(constant)::value;
     const bool streams = stream && simd::worth_streaming(y.data, y.step, columns);
@@ -126,8 +132,8 @@ void apply(GateForm form, int64_t rows, int64_t columns, Matrix<T, const T> x, c
 }
 
 template <typename T>
-void backward(GateForm form, int64_t rows, int64_t columns, Matrix<T, const T> grad_y, Matrix<T, const T> x,
-              const Accumulator<T>* row, const Accumulator<T>* column, Matrix<T, T> grad_x, Accumulator<T>* row_sums,
+void backward(GateForm form, int64_t rows, int64_t columns, Matrix<const T> grad_y, Matrix<const T> x,
+              const Accumulator<T>* row, const Accumulator<T>* column, Matrix<T> grad_x, Accumulator<T>* row_sums,
               Accumulator<T>* column_sums, bool stream) {
   for_form(form, [&](auto constant) {
     constexpr GateForm kForm = decltype(constant)::value;

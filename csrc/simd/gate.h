@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "capability.h"
+#include "matrix.h"
 
 namespace sod_ops {
 
@@ -20,18 +21,9 @@ enum class GateForm {
   logits,  // the sigmoid of their sum
 };
 
-constexpr int64_t kGateColumns = 4096;  // at most, of a tile
-
 template <typename T>
 struct GateKernels {
   using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-  // A matrix whose rows are runs of memory, `step` apart.
-  template <typename E>
-  struct Matrix {
-    E* data;
-    int64_t step;
-  };
 
   // The sigmoid of n logits and, where it is wanted (not null), its derivative.
   void (*sigmoid)(const Acc* logits, int64_t n, Acc* gates, Acc* slopes);

@@ -273,8 +273,7 @@ void spread_rows_over_columns(int64_t rows, int64_t columns, const Accumulator<T
 
 template <typename T>
 void spread_over_columns(int64_t rows, int64_t columns, const Accumulator<T>* all, const Accumulator<T>* first,
-                         const int32_t* indices, const T* other, int64_t other_step, T* to, int64_t step,
-                         bool stream) {
+                         const int32_t* indices, const T* other, int64_t other_step, T* to, int64_t step, bool stream) {
   stream = stream && simd::worth_streaming(to, step, columns);
   const auto spread = stream ? spread_rows_over_columns<T, true> : spread_rows_over_columns<T, false>;
   spread(rows, columns, all, first, indices, other, other_step, to, step);

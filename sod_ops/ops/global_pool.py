@@ -105,7 +105,7 @@ class _GlobalPool(torch.autograd.Function):
             (grad_x,) = _gradients(ctx, ctx.kernels.backward, *grads)
             return None, grad_x if other is None else grad_x + other, None
         with below_autograd():
-            return None, *_gradients(ctx, ctx.kernels.backward, *grads, other=other), None
+            return None, *_gradients(ctx, ctx.kernels.backward, grads[0], grads[1], other=other), None
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor, Tensor]) -> None:

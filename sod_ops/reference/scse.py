@@ -28,3 +28,9 @@ def scse(
     channel = torch.sigmoid(F.conv2d(hidden, expand_weight, expand_bias))
     spatial = torch.sigmoid(F.conv2d(x, spatial_weight, spatial_bias))
     return x * channel + x * spatial
+
+
+def squeeze(x: Tensor, spatial_weight: Tensor) -> tuple[Tensor, Tensor]:
+    """What both gates are computed from: m, and the convolution of x without bias, in the type that sums are taken in."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return x.mean((2, 3), keepdim=True), F.conv2d(x.to(dtype), spatial_weight.to(dtype))

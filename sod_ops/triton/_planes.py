@@ -106,11 +106,13 @@ class Columns(NamedTuple):
     constants: dict[str, Any]
 
 
-def plan_columns(shape: torch.Size, strides: tuple[tuple[int, ...], ...], item_size: int) -> Columns:
+def plan_columns(
+    shape: torch.Size, strides: tuple[tuple[int, ...], ...], item_size: int, interleaved_pixels: int = 16
+) -> Columns:
     """Plans such programs over maps of one shape and dtype; arguments and errors as those of :func:`plan_walk`.
 
     Planar, 64 pixels are 128 bytes or more in a row; blocks get smaller, down to a sector of 32 bytes, where there are
-    few pixels.
+    few pixels. Interleaved they have at most ``interleaved_pixels``.
     """
     samples, channels, height, width = shape
     pixels = height * width
@@ -120,7 +122,9 @@ def plan_columns(shape: torch.Size, strides: tuple[tuple[int, ...], ...], item_s
     tile = _NARROW_TILE if item_size <= 4 else _NARROW_TILE // 2
     if alignment == 1:
         tile //= 4
-    block_p = min(power_of_two(samples * pixels // _PROGRAMS), power_of_two(pixels), 16 if interleaved else 64)
+    block_p = min(
+        power_of_two(samples * pixels // _PROGRAMS), power_of_two(pixels), interleaved_pixels if interleaved else 64
+    )
     block_p = max(block_p, min(power_of_two(pixels), 4 if interleaved else 32 // item_size))
     block_c = min(power_of_two(channels), tile // block_p, 128)
     blocks = triton.cdiv(pixels, block_p)
