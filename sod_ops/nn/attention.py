@@ -11,6 +11,7 @@ from sod_ops.ops.channel_pool import channel_pool_and_pass_on
 from sod_ops.ops.gate import gate
 from sod_ops.ops.global_pool import global_pool_and_pass_on
 from sod_ops.ops.scse import scse
+from sod_ops.ops.spatial_attention import for_convolution
 
 Device = torch.device | str | None
 
@@ -65,7 +66,7 @@ class CBAM(nn.Module):
         # Both through the convolutions at once, as a map of two pixels.
         hidden = torch.relu(self.reduce(torch.cat([mean, maximum], 2)))
         y, pooled = channel_pool_and_pass_on(gate(x, self.expand(hidden).sum(2, keepdim=True)))
-        return gate(y, self.norm(self.spatial(pooled.flip(1))))
+        return gate(y, self.norm(self.spatial(for_convolution(pooled.flip(1)))))
 
 
 class SCSE(nn.Module):

