@@ -1,6 +1,6 @@
 """Whether pyramid_conv2d's cost model chooses right: both forms of a branch's convolution, on a grid of shapes.
 
-    python -m benchmarks.cost_of_upsampling [--seconds 0.5]
+    python -m benchmarks.cost_of_upsampling [--seconds 0.5] > benchmarks/results/<device>/cost_of_upsampling.md
 
 Times, on this machine's CPU, the plain form (upsample, concatenate, convolve), the form at the branch's own size, and what
 the op takes of itself, in turn and round after round. Prints a table, and fails where what it takes is more than 5 % slower
@@ -15,12 +15,14 @@ from functools import partial
 from typing import NamedTuple
 from unittest import mock
 
+import cpuinfo
 import numpy as np
 import torch
+from pytest_benchmark.utils import get_commit_info
 from torch import Tensor
 
 import sod_ops
-from benchmarks import allocator
+from benchmarks import allocator, results, tables
 from benchmarks.contest import FULL, Entrant, Rounds
 from benchmarks.devices import Run, open_device
 from sod_ops.ops import pyramid_conv2d as op
@@ -100,9 +102,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.5, help="for each line of the table; at least 15 rounds")
     options = parser.parse_args()
     allocator.restart_with("reused")
-    device = open_device("cpu", "CPU")
+    device = open_device("cpu", cpuinfo.get_cpu_info().get("brand_raw", "CPU"))
     (clock,) = device.clocks
     slow = []
+    print(f"{tables.origin(results.provenance(device, get_commit_info()))}\n")
     print("| case | | plain, ms | own size, ms | chosen | its time over the better's |\n|---|---|---:|---:|---|---:|")
     for cell in GRID:
         _, branch, weight = cell.tensors()

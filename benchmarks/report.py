@@ -48,15 +48,23 @@ def readme_section(directories: Iterable[Path], readme: Path) -> str:
     lines: list[str] = []
     for directory in directories:
         documents = [document for document in results.read(directory) if tables.memory_reused(document)]
+        if not documents:
+            continue
+        page = os.path.relpath(directory / "README.md", readme.parent)
+        lines += [
+            f"### {tables.machine(documents[0])}",
+            "",
+            f"Milliseconds, {FORWARD} / {TRAINING}, and the speedup over the better of eager and torch.compile. "
+            f"[All cases, spread, memory, host time and versions]({page})",
+            "",
+        ]
         for document in documents:
-            page = os.path.relpath(directory / "README.md", readme.parent)
             lines += [
-                f"Milliseconds, {FORWARD} / {TRAINING}, and the speedup over the better of eager and torch.compile. "
-                f"{tables.origin(document)} [All cases, spread and memory]({page})",
-                "",
                 *tables.headline_table(document),
                 "",
-                *tables.notes(document),
+                tables.occasion(document),
+                "",
+                *tables.shortfalls(document),
             ]
     return "\n".join(lines or ["Nothing has been measured yet.", ""])
 

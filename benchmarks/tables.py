@@ -46,25 +46,43 @@ def memory_reused(document: Document) -> bool:
     return all(value is not None for value in document["allocator"].values())
 
 
+def machine(document: Document) -> str:
+    device = document["device"]
+    details = [str(device[key]) for key in ("instruction_set", "driver") if key in device]
+    return f"{device['name']} ({', '.join(details)}), {document['threads']} threads"
+
+
 def origin(document: Document) -> str:
     """Where the figures come from, in one paragraph."""
-    device, versions, commit = document["device"], document["versions"], document["commit"]
-    details = [str(device[key]) for key in ("instruction_set", "driver") if key in device]
+    versions = document["versions"]
     backends = [name for name, missing in document["backends"].items() if missing is None]
     settings = [f"{name}={value}" for name, value in document["allocator"].items() if value is not None]
     parts = [
-        f"{device['name']} ({', '.join(details)})",
-        f"{document['threads']} threads",
+        machine(document),
         f"backend {document['backend']} (there: {', '.join(backends)})",
-        f"sod_ops {versions['sod_ops']} at {commit['id'][:10]}{' with changes' if commit['dirty'] else ''}",
+        f"sod_ops {versions['sod_ops']} at {_commit(document)}",
         *(f"{name} {versions[name]}" for name in ("torch", "triton", "torchvision", "python") if versions.get(name)),
         document["date"][:10],
         f"load average {document['load_average']:.1f} at the start",
         f"memory reused ({' '.join(settings)})" if memory_reused(document) else "the C library's default allocator",
     ]
-    warnings = ["Too few rounds to be quoted."] if document["quick"] else []
-    warnings += [] if document["complete"] else ["Only a part of the cases."]
-    return "; ".join(parts) + "." + "".join(f" **{warning}**" for warning in warnings)
+    return "; ".join(parts) + "." + _warnings(document)
+
+
+def occasion(document: Document) -> str:
+    """When an op was measured, and how."""
+    return f"`{document['command']}` at {_commit(document)}, {document['date'][:10]}." + _warnings(document)
+
+
+def _commit(document: Document) -> str:
+    commit = document["commit"]
+    return f"{commit['id'][:10]}{' with changes' if commit['dirty'] else ''}"
+
+
+def _warnings(document: Document) -> str:
+    warnings = ["Too few rounds to be quoted."] if document.get("quick") else []
+    warnings += [] if document.get("complete", True) else ["Only a part of the cases."]
+    return "".join(f" **{warning}**" for warning in warnings)
 
 
 def tables(document: Document) -> list[str]:
@@ -108,7 +126,12 @@ def headline_table(document: Document) -> list[str]:
 
 def notes(document: Document) -> list[str]:
     """The host's time, where ours is slower, and what failed."""
-    lines = [line for sentence in _host_times(document) for line in (sentence, "")]
+    return [*(line for sentence in _host_times(document) for line in (sentence, "")), *shortfalls(document)]
+
+
+def shortfalls(document: Document) -> list[str]:
+    """Where ours is slower, and what failed."""
+    lines: list[str] = []
     if measured(document):
         slower = _losses(document) or ["nowhere among the cases measured"]
         lines += ["Where ours is slower (its speed relative to the other's, 20th to 80th percentile):", ""]

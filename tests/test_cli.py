@@ -213,6 +213,15 @@ def test_accelerate_writes_what_it_measured(capsys: pytest.CaptureFixture[str]) 
         assert f"{model['phases']['step']['speed_up']['median']:.2f}x" in out
 
 
+def test_blocks_that_cannot_be_skipped_have_no_bound(capsys: pytest.CaptureFixture[str]) -> None:
+    """A decoder takes a list of maps, and does not run when its blocks hand that on."""
+    model = "smp:UPerNet(encoder_name=resnet18, encoder_weights=None)"
+    assert main(["accelerate", model, "--device", "cpu", "--input", "2,3,64,64", "--rounds", "1", "--out", "a"]) == 0
+    (upernet,) = _written("a")["models"]
+    assert upernet["fault"] is None
+    assert set(upernet["phases"]["step"]["samples_milliseconds"]) == {"before", "after"}
+
+
 @pytest.mark.parametrize(
     "options",
     [("--dtype", "bfloat16", "--channels-last"), ("--dtype", "float64"), ("--compile",)],

@@ -177,7 +177,7 @@ def _without(model: nn.Module, names: list[str], x: Tensor, settings: Settings) 
         _step(contestant, x)()
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError:  # a module that changes its input's shape, or whose output is overwritten
+    except Exception:  # of a module that takes several maps, changes its input's shape, or whose output is overwritten
         return None
     return contestant
 
