@@ -11,6 +11,7 @@ from sod_ops.accelerate.functions import Function
 from sod_ops.accelerate.squeeze_excite import Names, are_untouched
 from sod_ops.accelerate.swap import NotServedError, Swap
 from sod_ops.ops.gate import gate
+from sod_ops.ops.scse import scse
 
 
 def _senet_se_module(module: torch.nn.Module) -> Swap:
@@ -37,12 +38,26 @@ def _scse_forward(module: Any, parts: squeeze_excite.Parts, *args: Any, **kwargs
     if len(args) == 1 and not kwargs and _is_plain_sequential(channel):
         (x,) = args
         if _takes_both_gates(channel, spatial, parts, x):
+            parameters = _scse_parameters(channel, spatial[0], parts, x)
+            if parameters is not None:
+                return scse(x, *parameters)
             # The children themselves up to their last: autocast and what else is done to convolutions stays as it is.
             return gate(x, channel[:-1](x), spatial[0](x), sum_of="gates")
         excited = squeeze_excite.excite(channel, parts, x)
         if excited is not None:
             return excited + x * spatial(x)
     return type(module).forward(module, *args, **kwargs)
+
+
+def _scse_parameters(channel: Any, spatial: Any, parts: squeeze_excite.Parts, x: Tensor) -> list[Any] | None:
+    """What ``scse`` takes beside the map; None where it computes something else, or autocast is the children's to see to."""
+    if parts.activation != "relu" or torch.is_autocast_enabled(x.device.type):
+        return None
+    if spatial.weight.shape != (1, x.shape[1], 1, 1) or spatial.stride != (1, 1) or spatial.padding != (0, 0):
+        return None
+    convolutions = (channel[1], channel[3], spatial)
+    parameters = [tensor for each in convolutions for tensor in (each.weight, each.bias)]
+    return parameters if all(t is None or t.dtype == x.dtype for t in parameters) else None
 
 
 def _takes_both_gates(channel: Any, spatial: Any, parts: squeeze_excite.Parts, x: Any) -> bool:

@@ -59,12 +59,33 @@ def scse(
         Roy, Navab, Wachinger: Concurrent Spatial and Channel Squeeze & Excitation in Fully Convolutional Networks, MICCAI
         2018; segmentation_models_pytorch's SCSEModule.
     """
-    _check(x, reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight, spatial_bias)
+    parameters = (reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight, spatial_bias)
+    try:
+        return _call(x, *parameters)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        refusal = error
+    # Only a call that failed pays for finding out which argument is at fault.
+    _check(x, *parameters)
+    raise refusal
+
+
+def _call(
+    x: Tensor,
+    reduce_weight: Tensor,
+    reduce_bias: Tensor | None,
+    expand_weight: Tensor,
+    expand_bias: Tensor | None,
+    spatial_weight: Tensor,
+    spatial_bias: Tensor | None,
+) -> Tensor:
     device_type = "cpu" if x.is_cpu else x.device.type
     compiling = torch.compiler.is_compiling()
     kernels = None
     if not transforms_active():
         kernels = _select.traced(device_type) if compiling else _select(device_type)
+    unlike = spatial_weight.dtype != x.dtype or (spatial_bias is not None and spatial_bias.dtype != x.dtype)
+    if kernels is None or compiling or not kernels.check_arguments or unlike:
+        _check(x, reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight, spatial_bias)
     if kernels is None:
         return reference.scse(x, reduce_weight, reduce_bias, expand_weight, expand_bias, spatial_weight, spatial_bias)
     x, means, projection = _squeeze(kernels, in_supported_layout(x), spatial_weight.to(x.dtype).contiguous())
