@@ -73,7 +73,7 @@ def count_fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return call
 
     # By sys.modules: the name sod_ops.accelerate is the function.
-    for name, op in (("squeeze_excite", sod_ops.squeeze_excite), ("smp", sod_ops.gate)):
+    for name, op in (("squeeze_excite", sod_ops.squeeze_excite), ("smp", sod_ops.gate), ("smp", sod_ops.scse)):
         monkeypatch.setattr(sys.modules[f"sod_ops.accelerate.{name}"], op.__name__, counting(op))
     return calls
 

@@ -159,7 +159,11 @@ def test_export() -> None:
 
 def test_empty_batch(backend: Backend) -> None:
     inputs = make(SMALL, device=backend.device)
-    assert OP(inputs[0][:0], *inputs[1:]).shape == (0, 6, 5, 4)
+    leaves = map_contract.leaves_of([inputs[0][:0], *inputs[1:]])
+    y = OP(*leaves)
+    assert y.shape == (0, 6, 5, 4)
+    gradients = torch.autograd.grad(y.sum(), leaves)
+    assert all(torch.equal(g, torch.zeros_like(t)) for g, t in zip(gradients, leaves, strict=True))
 
 
 # ---- Bad input --------------------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ MatrixTiles tiles_of(const Tensor& x, bool planar) { return {x.size(0), {x.size(
 template <typename A>
 std::unique_ptr<A[]> widened(const Tensor& tensor) {
   auto values = scratch<A>(tensor.numel());
+  if (tensor.numel() == 0) return values;
   converters<A>().read[static_cast<int>(tensor.scalar_type())](tensor.data_ptr(), {0, 1}, tensor.numel(), 0,
                                                                tensor.numel(), values.get());
   return values;
