@@ -1,0 +1,151 @@
+"""Copy-Paste: the public function, its checks and its two forms."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sod_ops.ops import _checks, _draws
+from sod_ops.ops.cutmix import check_images
+from sod_ops.reference.copy_paste import copy_paste as reference
+
+_OP = "copy_paste"
+_BOXES = (*_checks.FLOATING, torch.int16, torch.int32, torch.int64)
+_LABELS = (*_checks.FLOATING, torch.int8, torch.int16, torch.int32, torch.int64)
+NO_LABEL = -1  # of a slot without an instance
+
+
+def copy_paste(
+    images: Tensor,
+    masks: Tensor | Sequence[Tensor],
+    boxes: Tensor | Sequence[Tensor] | None = None,
+    labels: Tensor | Sequence[Tensor] | None = None,
+    *,
+    probability: float = 0.5,
+    blend_sigma: float = 0,
+    min_visible: float = 0.3,
+    generator: torch.Generator | None = None,
+) -> tuple[Any, ...]:
+    """Copy-Paste: pastes instances of another sample of the batch, trims what they cover, drops what is hidden.
+
+    Everyone's partner is another sample: a random cycle through the batch. Each of the partner's instances is pasted with
+    ``probability``. What is pasted lies on top: it is removed from the masks beneath, boxes are those of what is left, and
+    an instance of which less than ``min_visible`` is left, or nothing, is dropped. A batch of one is left as it is.
+
+    Everything random is drawn on the device of ``images``, whatever the backend: one state of the generator gives one
+    result. The padded form reads nothing back; the list form synchronises once on a GPU, for the lengths of its lists.
+
+    Args:
+        images: ``[B, C, H, W]``, uint8, float32, float64, bfloat16 or float16; C, H and W at least 1.
+        masks: the instances, bool: ``[B, M, H, W]``, where an empty mask is an unused slot, or a list of B tensors
+            ``[M_i, H, W]``.
+        boxes: ``[B, M, 4]`` or a list of ``[M_i, 4]``, floating or a signed integer. Only their dtype is used.
+        labels: ``[B, M]`` or a list of ``[M_i]``, floating or a signed integer.
+        probability: of each instance to be pasted, in [0, 1].
+        blend_sigma: above 0, the image's edges of what is pasted are blended by a Gaussian filter of this standard
+            deviation in pixels, which ends at four of them. Masks stay hard.
+        min_visible: the least part of its former area that an instance must keep, in [0, 1].
+        generator: on the device of ``images``; None takes PyTorch's default one.
+
+    Returns:
+        What was given, in its order: images, masks and, where they were given, boxes and labels. Padded: ``[B, 2M, ...]``,
+        first a sample's own slots and then its partner's; an empty slot has an empty mask, the box 0 and the label -1.
+        Lists: what is left of a sample's own, then what was pasted. Boxes are x1, y1, x2, y2 with the last pixel included, as
+        torchvision's ``masks_to_boxes`` gives them.
+
+    Raises:
+        TypeError: an argument is not of the types named above.
+        ValueError: shapes or the lists' lengths do not fit, a number is out of range, devices differ.
+
+    Source:
+        Ghiasi et al.: Simple Copy-Paste is a Strong Data Augmentation Method for Instance Segmentation, CVPR 2021.
+    """
+    check_copy_paste_options(_OP, probability, blend_sigma, min_visible)
+    _check(images, masks, boxes, labels, generator)
+    if isinstance(masks, Tensor):
+        return _copy_paste(images, masks, boxes, labels, probability, blend_sigma, min_visible, generator)
+    lists = [value for value in (masks, boxes, labels) if value is not None]
+    padded = [None if value is None else _pad(value, images) for value in (masks, boxes, labels)]
+    pasted, together, *rest = _copy_paste(images, *padded, probability, blend_sigma, min_visible, generator)
+    visible = together.flatten(2).any(2)
+    counts = visible.sum(1).tolist()
+    order = (~visible.flatten()).int().argsort(stable=True)[: sum(counts)]
+    kept = [value.flatten(0, 1)[order].split(counts) for value in (together, *rest)]
+    return pasted, *(type(given)(found) for given, found in zip(lists, kept, strict=True))
+
+
+def _copy_paste(
+    images: Tensor,
+    masks: Tensor,
+    boxes: Tensor | None,
+    labels: Tensor | None,
+    probability: float,
+    blend_sigma: float,
+    min_visible: float,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, ...]:
+    """The padded form."""
+    samples, slots = masks.shape[:2]
+    numbers = _draws.uniform((samples, 1 + slots), images.device, generator)
+    partner = _draws.partners(numbers[:, 0])
+    # On itself nothing is pasted: a sample would lose its own instances to their copies.
+    chosen = numbers[:, 1:] < (probability if samples > 1 else 0)
+    pasted, together, found, visible, _ = reference(images, masks, partner, chosen, blend_sigma, min_visible)
+    results = [pasted, together]
+    if boxes is not None:
+        results.append(found.to(boxes.dtype))
+    if labels is not None:
+        results.append(torch.cat([labels, labels[partner]], 1).masked_fill(~visible, NO_LABEL))
+    return tuple(results)
+
+
+def _pad(tensors: Sequence[Tensor], images: Tensor) -> Tensor:
+    """``[B, M, ...]`` of tensors ``[M_i, ...]``, the rest zeros."""
+    if not tensors:
+        return images.new_zeros((0, 0, *images.shape[2:]), dtype=torch.bool)
+    return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True)
+
+
+def check_copy_paste_options(op: str, probability: object, blend_sigma: object, min_visible: object) -> None:
+    """ValueError or TypeError for what neither the function nor its class takes."""
+    for argument, value in (("probability", probability), ("min_visible", min_visible)):
+        if not 0 <= _checks.check_number(op, argument, value) <= 1:
+            _checks.bad_value(op, argument, "in [0, 1]", value)
+    _checks.check_not_negative(op, "blend_sigma", blend_sigma)
+
+
+def _check(images: Any, masks: Any, boxes: Any, labels: Any, generator: Any) -> None:
+    check_images(_OP, images)
+    samples, _, height, width = images.shape
+    listed = isinstance(masks, (list, tuple))
+    counts: list[int] = []
+    for argument, value, dtypes, names, tail in (
+        ("masks", masks, (torch.bool,), "bool", (height, width)),
+        ("boxes", boxes, _BOXES, "floating or a signed integer", (4,)),
+        ("labels", labels, _LABELS, "floating or a signed integer", ()),
+    ):
+        if value is None and argument != "masks":
+            continue
+        if listed != isinstance(value, (list, tuple)):
+            expected = "a list of tensors, as masks are" if listed else "a Tensor, as masks are"
+            _checks.bad_type(_OP, argument, expected if argument != "masks" else "a Tensor", type(value).__name__)
+        if listed and len(value) != samples:
+            _checks.bad_value(_OP, argument, f"a list of as many tensors as images, {samples}", len(value))
+        for i, tensor in enumerate(value if listed else (value,)):
+            name = f"{argument}[{i}]" if listed else argument
+            _checks.check_tensor(_OP, name, tensor)
+            if tensor.dtype not in dtypes:
+                _checks.bad_type(_OP, name, names, tensor.dtype)
+            _checks.check_same_device(_OP, "images", images.device, [(name, tensor)])
+            if argument == "masks":
+                counts.append(tensor.shape[-3] if tensor.dim() > 2 else -1)
+            lead = [counts[i]] if listed else [samples, counts[0]]
+            if list(tensor.shape) != [*lead, *tail]:
+                expected = str([*(["M"] if listed else [samples, "M"]), *tail]).replace("'", "")
+                if argument != "masks":
+                    expected = str([*lead, *tail]) + " as masks are"
+                _checks.bad_value(_OP, name, f"of shape {expected}", _checks.shape_of(tensor))
+            if i and tensor.dtype != value[0].dtype:
+                _checks.bad_type(_OP, name, f"of one dtype with {argument}[0], {value[0].dtype}", tensor.dtype)
+    _draws.check_generator(_OP, generator, images.device)
