@@ -92,11 +92,7 @@ def _copy_paste(
     generator: torch.Generator | None,
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """The padded form, and which slots hold an instance."""
-    samples, slots = masks.shape[:2]
-    numbers = _draws.uniform((samples, 1 + slots), images.device, generator)
-    partner = _draws.partners(numbers[:, 0])
-    # On itself nothing is pasted: a sample would lose its own instances to their copies.
-    chosen = numbers[:, 1:] < (probability if samples > 1 else 0)
+    partner, chosen = _draw(masks, probability, generator)
     pasted, together, found, visible, _ = paste(images, masks, partner, chosen, blend_sigma, min_visible)
     results = [pasted, together]
     if boxes is not None:
@@ -104,6 +100,14 @@ def _copy_paste(
     if labels is not None:
         results.append(torch.cat([labels, labels[partner]], 1).masked_fill(~visible, NO_LABEL))
     return tuple(results), visible
+
+
+def _draw(masks: Tensor, probability: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Partners ``[B]``, and which of the partner's instances each sample gets, ``[B, M]``."""
+    samples, slots = masks.shape[:2]
+    numbers = _draws.uniform((samples, 1 + slots), masks.device, generator)
+    # On itself nothing is pasted: a sample would lose its own instances to their copies.
+    return _draws.partners(numbers[:, 0]), numbers[:, 1:] < (probability if samples > 1 else 0)
 
 
 def paste(
