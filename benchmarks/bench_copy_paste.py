@@ -81,7 +81,9 @@ class CopyPaste(Case):
         return images, down.square()[..., :, None] + across.square()[..., None, :] < 1
 
     def reference(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        return _comparable(*reference(*inputs, *self._drawn(inputs[1]), self.blend_sigma, _MIN_VISIBLE)[:3])
+        images, masks = inputs
+        composed, together, boxes, *_ = reference(images, masks, *self._drawn(masks), self.blend_sigma, _MIN_VISIBLE)
+        return _comparable(composed, together, boxes)
 
     def eager(self) -> Callable[..., tuple[Tensor, ...]]:
         def loop(images: Tensor, masks: Tensor) -> tuple[Tensor, ...]:
@@ -93,8 +95,10 @@ class CopyPaste(Case):
         def paste(images: Tensor, masks: Tensor) -> tuple[Tensor, ...]:
             unused = torch.empty(*masks.shape[:2], 4, dtype=torch.int64, device=masks.device)
             generator = torch.Generator(masks.device).manual_seed(1)
-            options = {"blend_sigma": self.blend_sigma, "min_visible": _MIN_VISIBLE}
-            return _comparable(*sod_ops.copy_paste(images, masks, unused, generator=generator, **options))
+            results = sod_ops.copy_paste(
+                images, masks, unused, blend_sigma=self.blend_sigma, min_visible=_MIN_VISIBLE, generator=generator
+            )
+            return _comparable(*results)
 
         return paste
 
