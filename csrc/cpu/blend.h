@@ -141,6 +141,7 @@ class BlendRows {
     if (all.empty()) all = {width_, width_};
     for (const float*& row : rows_) row += all.left;
     std::fill(to, to + all.left, 0.0f);
+    // A weighted sum of rows, whatever they hold.
     ssim_kernels().float32.filter(rows_.data(), weights_.data(), static_cast<int64_t>(rows_.size()),
                                   all.right - all.left, to + all.left);
     std::fill(to + all.right, to + width_, 0.0f);

@@ -116,9 +116,8 @@ void filter_row(const uint8_t* pasted, int64_t width, const float* response, int
     const bool rises = pasted[edge] != 0;
     if (rises == (pasted[edge - 1] != 0)) continue;
     const float sign = rises ? 1.0f : -1.0f;
-    const float* around = response + reach - edge;
     const int64_t end = std::min(width, edge + reach);
-    for (int64_t x = std::max<int64_t>(0, edge - reach); x < end; ++x) to[x] += sign * around[x];
+    for (int64_t x = std::max<int64_t>(0, edge - reach); x < end; ++x) to[x] += sign * response[x - edge + reach];
   }
 }
 
