@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sod_ops import nn
-from sod_ops.accelerate import custom, mmseg, smp, timm, torchvision, transformers, verify
+from sod_ops.accelerate import custom, mmseg, smp, timm, torchvision, tracer, transformers, verify
 from sod_ops.accelerate.functions import path_of
 from sod_ops.accelerate.report import Report
 from sod_ops.accelerate.swap import NotServedError, Swap, bind, is_bound, unbind
@@ -105,7 +105,14 @@ def restore(model: torch.nn.Module) -> int:
 
 def _find_custom(model: torch.nn.Module, found: Found, arguments: verify.Arguments) -> None:
     """Adds to ``found`` what a run of ``model`` shows in modules that no library's file knows."""
-    known = {module for module, outcome in found.values() if outcome is not None and not _is_unknown(module)}
+    for name, (module, outcome) in found.items():
+        if outcome is None or _is_unknown(module):
+            try:
+                found[name] = module, tracer.recognise(module) or outcome
+            except NotServedError as reason:
+                found[name] = module, str(reason)
+    known = {module for module, outcome in found.values() if isinstance(outcome, Swap)}
+    known |= {module for module, outcome in found.values() if outcome is not None and not _is_unknown(module)}
     names = {module: name for name, (module, _) in found.items()}
     with verify.state_preserved(model):
         for module, outcome in custom.find(model, lambda: verify.run(model, arguments), known):

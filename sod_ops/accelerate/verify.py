@@ -14,9 +14,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
+from sod_ops.accelerate.fused_call import proving
 from sod_ops.accelerate.swap import Swap
+from sod_ops.accelerate.trace import other_mode
 
 _FACTOR = 8
 # 64 units in the last place in float32, 4 where PyTorch itself sums in float32 and rounds the results. In float64 as in
@@ -112,6 +114,29 @@ def _random_state_preserved(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _why_it_deviates(module: torch.nn.Module, swap: Swap, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    reason = _why_it_deviates_on(module, swap, args, kwargs)
+    if reason is not None or swap.probes is None:
+        return reason
+    # Batch norm in training takes no batch of one.
+    with other_mode(module):
+        reason = _why_it_deviates_on(module, swap, _twice(args), _twice(kwargs))
+    if reason is not None:
+        return f"in {'evaluation' if module.training else 'training'}, {reason}"
+    for probe in swap.probes(module, *args, **kwargs):
+        reason = _why_it_deviates_on(module, swap, probe, {})
+        if reason is not None:
+            return reason.replace("on example_inputs", "on inputs like example_inputs")
+    return None
+
+
+def _twice(inputs: Any) -> Any:
+    """All maps once more, turned round."""
+    return tree_map(lambda x: torch.cat([x, x.flip(-1)]) if isinstance(x, Tensor) and x.dim() == 4 else x, inputs)
+
+
+def _why_it_deviates_on(
+    module: torch.nn.Module, swap: Swap, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> str | None:
     def own(module: Any, *args: Any, **kwargs: Any) -> Any:
         return type(module).forward(module, *args, **kwargs)
 
@@ -126,7 +151,8 @@ def _why_it_deviates(module: torch.nn.Module, swap: Swap, args: tuple[Any, ...],
             f"its own gradients, or those in float64, can't be had on example_inputs: {type(error).__name__}: {error}"
         )
     try:
-        found = _output_and_gradients(fused, module, args, kwargs)
+        with proving():
+            found = _output_and_gradients(fused, module, args, kwargs)
     except Exception as error:  # whatever it is, the module itself did not raise it
         return f"on example_inputs it raises {type(error).__name__}: {error}"
     largest = max((_largest(value) for name, value in expected.items() if name.startswith(_GRADIENT)), default=0.0)
