@@ -77,6 +77,18 @@ def place_of(module: torch.nn.Module, name: str) -> Place:
     return Place(tuple(name.split(".")), type(module.get_submodule(name)))
 
 
+def closed(graph: fx.Graph, part: Collection[fx.Node]) -> set[fx.Node]:
+    """``part`` and what lies between its nodes, as the sizes of one that another is viewed in."""
+    after, before = set(part), set(part)
+    for node in graph.nodes:
+        if any(read in after for read in node.all_input_nodes):
+            after.add(node)
+    for node in reversed(graph.nodes):
+        if any(user in before for user in node.users):
+            before.add(node)
+    return after & before
+
+
 def substitute(
     module: torch.nn.Module,
     graph: fx.Graph,

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from sod_ops.accelerate.functions import path_of
-from sod_ops.accelerate.fused_call import Place, place_of, substitute
+from sod_ops.accelerate.fused_call import Place, closed, place_of, substitute
 from sod_ops.accelerate.pyramid import serves_map
 from sod_ops.accelerate.squeeze_excite import has_served_dtype
 from sod_ops.accelerate.swap import NotServedError
@@ -125,6 +125,7 @@ def _replace_one(module: torch.nn.Module, graph: fx.Graph, product: fx.Node, x: 
         node = _input_of_matrix(source)
     if not 1 <= len(matrices) <= 2:
         return False
+    chain = closed(graph, chain)
     outside = {user.name for each in chain - {product} for user in each.users if user not in chain}
     if outside:
         raise NotServedError(f"parts of its squeeze-and-excitation are used elsewhere: {', '.join(sorted(outside))}")

@@ -104,19 +104,25 @@ def restore(model: torch.nn.Module) -> int:
 
 
 def _find_custom(model: torch.nn.Module, found: Found, arguments: verify.Arguments) -> None:
-    """Adds to ``found`` what a run of ``model`` shows in modules that no library's file knows."""
+    """Adds to ``found`` copies of known modules, and what a run of ``model`` shows in those that no library's file knows."""
+    refused = set()
     for name, (module, outcome) in found.items():
         if outcome is None or _is_unknown(module):
             try:
                 found[name] = module, tracer.recognise(module) or outcome
             except NotServedError as reason:
                 found[name] = module, str(reason)
-    known = {module for module, outcome in found.values() if isinstance(outcome, Swap)}
-    known |= {module for module, outcome in found.values() if outcome is not None and not _is_unknown(module)}
+                refused.add(module)
+    known = {
+        module
+        for module, outcome in found.values()
+        if isinstance(outcome, Swap) or (outcome is not None and not _is_unknown(module))
+    }
     names = {module: name for name, (module, _) in found.items()}
     with verify.state_preserved(model):
         for module, outcome in custom.find(model, lambda: verify.run(model, arguments), known):
-            found[names[module]] = module, outcome
+            if isinstance(outcome, Swap) or module not in refused:
+                found[names[module]] = module, outcome
 
 
 def _is_unknown(module: torch.nn.Module) -> bool:

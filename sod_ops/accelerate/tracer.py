@@ -79,7 +79,7 @@ def _takes_threshold(module: Any, decoder: Any, encoder: Any) -> bool:
     )
 
 
-def _probe_thresholds(module: Any, decoder: Tensor, encoder: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _probe_thresholds(decoder: Tensor, encoder: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits on both sides of any threshold that a sigmoid is compared with."""
     logits = torch.linspace(-8, 8, 1024).view(1, 1, 32, 32)
     features = torch.randn(2, encoder.shape[1], 32, 32, generator=torch.Generator().manual_seed(0))
@@ -143,7 +143,8 @@ def _trace_channels(module: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """``x`` with its channels weighted added to it, in one product, and the weights [N, C, 1, 1]."""
     pooled = module.norm(module.GAP(x))
     q, k, v = (layer(pooled).flatten(1) for layer in (module.channel_q, module.channel_k, module.channel_v))
-    gates = torch.sigmoid(module.fc(attend_to_channels(q, k, v)[:, :, None, None]))
+    sigmoid = module._modules.get("sigmoid") or torch.sigmoid
+    gates = sigmoid(module.fc(attend_to_channels(q, k, v)[:, :, None, None]))
     return x * (gates.to(x.dtype) + 1), gates
 
 
@@ -186,7 +187,7 @@ def frequency_edge_forward(module: Any, centre: str, *args: Any, **kwargs: Any) 
     return type(module).forward(module, *args, **kwargs)
 
 
-def _probe_another_size(module: Any, x: Tensor) -> Iterator[tuple[Tensor]]:
+def _probe_another_size(x: Tensor) -> Iterator[tuple[Tensor]]:
     yield (torch.randn(2, x.shape[1], 7, 9, generator=torch.Generator().manual_seed(0)).to(x),)
 
 

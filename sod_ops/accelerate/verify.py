@@ -118,14 +118,14 @@ def _why_it_deviates(module: torch.nn.Module, swap: Swap, args: tuple[Any, ...],
     if reason is not None or swap.probes is None:
         return reason
     # Batch norm in training takes no batch of one.
-    with other_mode(module):
-        reason = _why_it_deviates_on(module, swap, _twice(args), _twice(kwargs))
-    if reason is not None:
-        return f"in {'evaluation' if module.training else 'training'}, {reason}"
-    for probe in swap.probes(module, *args, **kwargs):
-        reason = _why_it_deviates_on(module, swap, probe, {})
-        if reason is not None:
-            return reason.replace("on example_inputs", "on inputs like example_inputs")
+    inputs = [(_twice(args), _twice(kwargs)), *((probe, {}) for probe in swap.probes(*args, **kwargs))]
+    for mode in (contextlib.nullcontext(), other_mode(module)):
+        with mode:
+            for each in inputs:
+                reason = _why_it_deviates_on(module, swap, *each)
+                if reason is not None:
+                    where = "training" if module.training else "evaluation"
+                    return reason.replace("on example_inputs", f"on inputs made from example_inputs, in {where},")
     return None
 
 
