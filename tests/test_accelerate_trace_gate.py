@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import sod_ops
-from sod_ops.accelerate import attention, gate
+from sod_ops.accelerate import attention, followers, gate
 
 X = torch.randn(2, 8, 7, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -210,7 +210,7 @@ def test_another_gate_is_left_and_named() -> None:
     ids=["function", "parameter", "dropout", "norm"],
 )
 def test_another_activation_leaves_the_product(activation: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "_LARGE", 0)
+    monkeypatch.setattr(followers, "_LARGE", 0)
     model = Layer(activation=activation).double()
     plain = copy.deepcopy(model)
     report = sod_ops.accelerate(model, X)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from sod_ops.accelerate.followers import CONCATENATIONS
+from sod_ops.accelerate.followers import CONCATENATIONS, is_large
 from sod_ops.accelerate.fused_call import is_proving, substitute
 from sod_ops.accelerate.pyramid import serves_map
 from sod_ops.accelerate.values import (
@@ -38,8 +38,6 @@ _SIGMOIDS = ("sigmoid",)
 # Views that commute with a sigmoid, and those that gate does without.
 _VIEWS = ("view", "reshape", "flatten", "squeeze", "unsqueeze", "getitem")
 _EXPANSIONS = ("expand", "expand_as", "contiguous")
-# From where on a CPU's caches don't hold what the backward of a product and a sigmoid reads again. Measured on two cores.
-_LARGE = 1 << 20
 
 
 def replace_sums(module: torch.nn.Module, graph: fx.Graph) -> tuple[int, list[str]]:
@@ -112,16 +110,17 @@ def _replace_product(module: torch.nn.Module, graph: fx.Graph, node: fx.Node) ->
 
 def scale(module: Any, spec: None, x: Any, logits: Any) -> Tensor | None:
     """``x * sigmoid(logits)``; None where gate does not serve the call, or has nothing to gain in it."""
-    if not _kinds_of(x, logits) or not (is_proving() or _is_gained_by_gate(x, logits)):
+    # What costs least first: where a small map keeps its product, it shall not wait for more.
+    if not (is_proving() or _is_gained_by_gate(x, logits)) or not _kinds_of(x, logits):
         return None
     return gate(x, logits)
 
 
-def _is_gained_by_gate(x: Tensor, logits: Tensor) -> bool:
-    """Whether it is faster than a product with a sigmoid: on a CPU the forward of both reads and writes as much."""
-    if not x.is_cpu:
+def _is_gained_by_gate(x: Any, logits: Any) -> bool:
+    """Whether it is faster than a product with a sigmoid, which on a CPU its backward alone is."""
+    if not (isinstance(x, Tensor) and isinstance(logits, Tensor)) or not x.is_cpu:
         return True
-    return torch.is_grad_enabled() and (x.requires_grad or logits.requires_grad) and x.numel() >= _LARGE
+    return torch.is_grad_enabled() and (x.requires_grad or logits.requires_grad) and is_large(x)
 
 
 def _replace_sum(module: torch.nn.Module, graph: fx.Graph, node: fx.Node) -> bool:

@@ -32,6 +32,9 @@ _VIEWS = ("view", "reshape", "flatten", "squeeze", "unsqueeze", "expand", "expan
 # What reads no values: the getters of shape, dtype and the like are all called __get__.
 _ASKS = ("__get__", "size", "dim")
 
+# Elements of a map. Measured on two cores with 2 MB each.
+_LARGE = 1 << 20
+
 # From the pool of a squeeze-and-excitation to its gate, with views of every kind. What goes on for longer is none.
 _LONGEST_GATE = 24
 
@@ -233,7 +236,8 @@ class Attention:
             ):
                 calls = (*mark.calls, step.calls)
                 self._marks[step.result] = _Scaled(calls, weakref.ref(x))
-                yield calls, None
+                if is_large(x):
+                    yield calls, None
                 return
 
     def _note_sum(self, step: Step, marks: Sequence[Any]) -> Iterator[Found]:
@@ -242,6 +246,12 @@ class Attention:
             return
         if all(term is x or (mark in scaled and mark.x() is x) for term, mark in zip(step.tensors, marks, strict=True)):
             yield (*(call for mark in scaled for call in mark.calls), step.calls), None
+
+
+def is_large(x: Tensor) -> bool:
+    """Whether ``gate`` gains anything over a product with a sigmoid: the forward of both reads and writes as much, and on a
+    CPU the backward of the product finds a small map in the caches."""
+    return not x.is_cpu or x.numel() >= _LARGE
 
 
 def _dimension(step: Step) -> int | None:
