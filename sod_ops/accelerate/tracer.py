@@ -20,7 +20,7 @@ from sod_ops.ops._tracer import Place, attend_to_channels, attend_to_rows, high_
 from sod_ops.ops.object_attention import object_attention
 
 _BRANCHES = ("DWConv1", "DWConv2", "DWConv3", "DWConv4")
-_CHANNELS = ("GAP", "norm", "channel_q", "channel_k", "channel_v", "fc")
+_CHANNELS = ("norm", "channel_q", "channel_k", "channel_v", "fc")
 _ROWS = ("spatial_q", "spatial_k", "spatial_v")
 
 # Where copies measure radii from, in a spectrum with its zero frequency at (H // 2, W // 2).
@@ -38,7 +38,7 @@ def recognise(module: torch.nn.Module) -> Swap | None:
     Raises:
         NotServedError: it has the name of one, and is built otherwise.
     """
-    if type(module).__module__.startswith("sod_ops."):
+    if isinstance(module, torch.jit.ScriptModule) or type(module).__module__.startswith("sod_ops."):
         return None
     missing = {name: kind.missing(module) for name, kind in _KINDS.items()}
     for name, kind in _KINDS.items():
@@ -71,7 +71,7 @@ def _takes_threshold(module: Any, decoder: Any, encoder: Any) -> bool:
         serves_map(encoder)
         and serves_map(decoder)
         and decoder.shape == (encoder.shape[0], 1, *encoder.shape[2:])
-        and encoder.shape[1] == module.channel
+        and encoder.shape[1] == getattr(module, "channel", encoder.shape[1])
         and decoder.device == encoder.device
         and (decoder.dtype == encoder.dtype or torch.is_autocast_enabled(encoder.device.type))
         and type(module.denoise) in (int, float)
@@ -141,7 +141,8 @@ def _takes_rows(module: Any, x: Any) -> bool:
 
 def _trace_channels(module: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     """``x`` with its channels weighted added to it, in one product, and the weights [N, C, 1, 1]."""
-    pooled = module.norm(module.GAP(x))
+    pool = module._modules.get("GAP")
+    pooled = module.norm(x.mean((2, 3), keepdim=True) if pool is None else pool(x))
     q, k, v = (layer(pooled).flatten(1) for layer in (module.channel_q, module.channel_k, module.channel_v))
     sigmoid = module._modules.get("sigmoid") or torch.sigmoid
     gates = sigmoid(module.fc(attend_to_channels(q, k, v)[:, :, None, None]))
@@ -201,12 +202,12 @@ class _Kind(NamedTuple):
 
     def missing(self, module: torch.nn.Module) -> list[str]:
         children = [name for name in self.children if module._modules.get(name) is None]
-        numbers = [name for name in self.numbers if type(module.__dict__.get(name)) not in (int, float)]
+        numbers = [name for name in self.numbers if type(getattr(module, name, None)) not in (int, float)]
         return [*children, *numbers, *(name for name in self.methods if not callable(getattr(module, name, None)))]
 
 
 _KINDS = {
-    "ObjectAttention": _Kind(_object_attention, ("DWSConv", *_BRANCHES, "conv1"), ("channel", "denoise")),
+    "ObjectAttention": _Kind(_object_attention, ("DWSConv", *_BRANCHES, "conv1"), ("denoise",)),
     "UnionAttentionModule": _Kind(_union_attention, (*_CHANNELS, "bn", *_ROWS), ("confidence_ratio",)),
     "Frequency_Edge_Module": _Kind(
         _frequency_edge, ("DWSConv", *_BRANCHES, "conv", "UAM"), ("radius",), ("mask_radial",)
