@@ -38,6 +38,8 @@ _SIGMOIDS = ("sigmoid",)
 # Views that commute with a sigmoid, and those that gate does without.
 _VIEWS = ("view", "reshape", "flatten", "squeeze", "unsqueeze", "getitem")
 _EXPANSIONS = ("expand", "expand_as", "contiguous")
+# A map and gates beside it, as autocast leaves them, whose product has the map's dtype.
+_WIDENED = ((torch.float32, torch.bfloat16), (torch.float32, torch.float16))
 
 
 def replace_sums(module: torch.nn.Module, graph: fx.Graph) -> tuple[int, list[str]]:
@@ -111,7 +113,7 @@ def _replace_product(module: torch.nn.Module, graph: fx.Graph, node: fx.Node) ->
 def scale(module: Any, spec: None, x: Any, logits: Any) -> Tensor | None:
     """``x * sigmoid(logits)``; None where gate does not serve the call, or has nothing to gain in it."""
     # What costs least first: where a small map keeps its product, it shall not wait for more.
-    if not (is_proving() or _is_gained_by_gate(x, logits)) or not _kinds_of(x, logits):
+    if not (is_proving() or _is_gained_by_gate(x, logits)) or not _scales(x, logits):
         return None
     return gate(x, logits)
 
@@ -145,27 +147,35 @@ def _replace_sum(module: torch.nn.Module, graph: fx.Graph, node: fx.Node) -> boo
 
 def scale_by_both(module: Any, spec: None, x: Any, logits: Any, other: Any) -> Tensor | None:
     """``x * sigmoid(logits) + x * sigmoid(other)``; None where gate does not serve the call."""
-    kinds, others = _kinds_of(x, logits), _kinds_of(x, other)
-    if {"channels", "pixels"} != kinds | others or not kinds or not others:
+    if not _scales(x, logits, other):
+        return None
+    channels, pixels = _shapes_of(x)
+    if (logits.shape, other.shape) not in ((channels, pixels), (pixels, channels)):
         return None
     return gate(x, logits, other, sum_of="gates")
 
 
 def scale_and_add(module: Any, spec: None, x: Any, gates: Any) -> Tensor | None:
     """``x * gates + x`` in one product; None where that is not the same."""
-    return x * (gates.to(x.dtype) + 1) if _kinds_of(x, gates) else None
+    return x * (gates.to(x.dtype) + 1) if _scales(x, gates) else None
 
 
-def _kinds_of(x: Any, logits: Any) -> set[str]:
-    """Whether ``logits`` are of the channels or of the pixels of ``x``; neither where a product is another than gate's."""
-    if not (serves_map(x) and isinstance(logits, Tensor) and logits.is_floating_point() and logits.device == x.device):
-        return set()
-    if x.layout is not torch.strided or torch.promote_types(x.dtype, logits.dtype) is not x.dtype:
-        return set()
-    if (x.dtype is torch.float64) != (logits.dtype is torch.float64):
-        return set()
-    shapes = {"channels": (*x.shape[:2], 1, 1), "pixels": (x.shape[0], 1, *x.shape[2:])}
-    return {kind for kind, shape in shapes.items() if logits.shape == shape}
+def _scales(x: Any, *gates: Any) -> bool:
+    """Whether ``gates``, or logits of some, are of the channels or of the pixels of ``x``, and leave its shape and dtype."""
+    if not serves_map(x) or x.layout is not torch.strided:
+        return False
+    for each in gates:
+        if not isinstance(each, Tensor) or each.device != x.device or each.shape not in _shapes_of(x):
+            return False
+        if each.dtype is not x.dtype and (x.dtype, each.dtype) not in _WIDENED:
+            return False
+    return True
+
+
+def _shapes_of(x: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of logits of its channels, and of its pixels."""
+    samples, channels, height, width = x.shape
+    return (samples, channels, 1, 1), (samples, 1, height, width)
 
 
 def _replace_channel_pool(module: torch.nn.Module, graph: fx.Graph, node: fx.Node) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from sod_ops.accelerate.pyramid import may_bypass
+from sod_ops.accelerate.squeeze_excite import are_untouched
 from sod_ops.accelerate.traced import Code, compile_graph
 
 _proving = False
@@ -62,14 +63,17 @@ class FusedCall:
         self.otherwise = otherwise
 
     def __call__(self, module: Any, given: tuple[Any, ...], inputs: tuple[Any, ...]) -> Any:
-        bypassed = [place.of(module) for place in self.bypassed]
-        if all(type(b) is place.kind for b, place in zip(bypassed, self.bypassed, strict=True)) and may_bypass(
-            bypassed
-        ):
-            result = self.function(module, self.spec, *given)
-            if result is not None:
-                return result
-        return self.otherwise.function(module, *inputs)
+        result = self.function(module, self.spec, *given) if self._may_bypass(module) else None
+        return self.otherwise.function(module, *inputs) if result is None else result
+
+    def _may_bypass(self, module: Any) -> bool:
+        bypassed: list[Any] = []
+        for place in self.bypassed:
+            inner = place.of(module)
+            if type(inner) is not place.kind:
+                return False
+            bypassed.append(inner)
+        return are_untouched(bypassed) or may_bypass(bypassed)
 
 
 def place_of(module: torch.nn.Module, name: str) -> Place:
