@@ -70,8 +70,8 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which ops ran, so that no test of equality passes by running the module's own forward; maps of all sizes count as
-    large."""
+    """Which ops ran, so that no test of equality passes by running the module's own forward; maps of all sizes are
+    large enough."""
     ran: list[str] = []
 
     def counting(op: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -83,7 +83,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     for module, op in OPS:
         monkeypatch.setattr(module, op, counting(op, getattr(module, op)))
-    monkeypatch.setattr(followers, "_LARGE", 0)
+    for size in ("_SMALL", "_LARGE"):
+        monkeypatch.setattr(followers, size, 0)
     return ran
 
 
@@ -205,11 +206,17 @@ def test_small_maps_and_forwards_alone_keep_the_product(monkeypatch: pytest.Monk
     model = cases.SpatialSE(16)
     assert [kind for _, kind in sod_ops.accelerate(model, large).swapped] == ["SpatialSE"]
     gates: list[Any] = []
-    monkeypatch.setattr(attention, "gate", lambda *a: gates.append(a) or sod_ops.gate(*a))
+    monkeypatch.setattr(attention, "gate", lambda *a, **k: gates.append(a) or sod_ops.gate(*a, **k))
     for x, grad, expected in ((small, True, 0), (large, False, 0), (large, True, 1)):
         with torch.set_grad_enabled(grad):
             torch.testing.assert_close(model(x), x)
         assert len(gates) == expected
+    both = cases.SCSEModule(16)
+    sod_ops.accelerate(both, small)
+    gates.clear()
+    for x in (small, large):
+        both(x)
+    assert len(gates) == 1
 
 
 class Net(nn.Module):

@@ -20,6 +20,7 @@ X = torch.randn(2, 8, 7, 9, generator=torch.Generator().manual_seed(0), dtype=to
 @pytest.fixture
 def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls = count_fused_calls(monkeypatch)
+    monkeypatch.setattr(followers, "_SMALL", 0)
     monkeypatch.setattr(gate, "squeeze_excite", lambda *a, **k: calls.append(a) or sod_ops.squeeze_excite(*a, **k))
     monkeypatch.setattr(attention, "gate", lambda *a, **k: calls.append(a) or sod_ops.gate(*a, **k))
     return calls

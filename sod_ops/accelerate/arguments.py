@@ -1,7 +1,6 @@
 """What a forward is called with, apart from the values of tensors and integers: the part that a trace depends on."""
 
 from collections.abc import Hashable, Sequence
-from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -29,17 +28,15 @@ class _Items(NamedTuple):
     items: tuple[Template, ...]
 
 
+# Of most calls, made once.
+_OF_A_MAP = _Items(tuple, (), (_Items(tuple, (), (_Variable(4),)), _Items(dict, (), ())))
+
+
 def template(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Template:
     """What calls with the same trace have in common: equal for two of them."""
-    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-        return _of_a_tensor(args[0].dim())
+    if len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and args[0].dim() == 4:
+        return _OF_A_MAP
     return _template((args, kwargs))
-
-
-@cache
-def _of_a_tensor(dimensions: int) -> Template:
-    """The template of most calls, once."""
-    return _Items(tuple, (), (_Items(tuple, (), (_Variable(dimensions),)), _Items(dict, (), ())))
 
 
 def _template(value: Any) -> Template:

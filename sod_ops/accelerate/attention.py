@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from sod_ops.accelerate.followers import CONCATENATIONS, is_large
+from sod_ops.accelerate.followers import CONCATENATIONS, is_large, is_small
 from sod_ops.accelerate.fused_call import is_proving, substitute
 from sod_ops.accelerate.pyramid import serves_map
 from sod_ops.accelerate.values import (
@@ -147,7 +147,7 @@ def _replace_sum(module: torch.nn.Module, graph: fx.Graph, node: fx.Node) -> boo
 
 def scale_by_both(module: Any, spec: None, x: Any, logits: Any, other: Any) -> Tensor | None:
     """``x * sigmoid(logits) + x * sigmoid(other)``; None where gate does not serve the call."""
-    if not _scales(x, logits, other):
+    if not _scales(x, logits, other) or (is_small(x) and not is_proving()):
         return None
     channels, pixels = _shapes_of(x)
     if (logits.shape, other.shape) not in ((channels, pixels), (pixels, channels)):
@@ -217,7 +217,9 @@ def pool_channels(module: Any, max_first: bool, x: Any) -> Tensor | None:
 
 
 def _is_pooled(x: Any) -> bool:
-    return serves_map(x) and x.layout is torch.strided and x.numel() > 0
+    if not serves_map(x) or x.layout is not torch.strided or x.numel() == 0:
+        return False
+    return is_proving() or not is_small(x)
 
 
 def _replace_global_pools(module: torch.nn.Module, graph: fx.Graph) -> int:

@@ -33,7 +33,7 @@ _VIEWS = ("view", "reshape", "flatten", "squeeze", "unsqueeze", "expand", "expan
 _ASKS = ("__get__", "size", "dim")
 
 # Elements of a map. Measured on two cores with 2 MB each.
-_LARGE = 1 << 20
+_SMALL, _LARGE = 1 << 16, 1 << 20
 
 # From the pool of a squeeze-and-excitation to its gate, with views of every kind. What goes on for longer is none.
 _LONGEST_GATE = 24
@@ -246,6 +246,11 @@ class Attention:
             return
         if all(term is x or (mark in scaled and mark.x() is x) for term, mark in zip(step.tensors, marks, strict=True)):
             yield (*(call for mark in scaled for call in mark.calls), step.calls), None
+
+
+def is_small(x: Tensor) -> bool:
+    """Whether calling an op costs more than it gains over a few of PyTorch's, which call no Python in their backward."""
+    return x.is_cpu and x.numel() < _SMALL
 
 
 def is_large(x: Tensor) -> bool:
