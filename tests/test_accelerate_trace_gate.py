@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import sod_ops
-from sod_ops.accelerate import gate
+from sod_ops.accelerate import attention, followers, gate
 
 X = torch.randn(2, 8, 7, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -20,7 +20,9 @@ X = torch.randn(2, 8, 7, 9, generator=torch.Generator().manual_seed(0), dtype=to
 @pytest.fixture
 def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls = count_fused_calls(monkeypatch)
+    monkeypatch.setattr(followers, "_SMALL", 0)
     monkeypatch.setattr(gate, "squeeze_excite", lambda *a, **k: calls.append(a) or sod_ops.squeeze_excite(*a, **k))
+    monkeypatch.setattr(attention, "gate", lambda *a, **k: calls.append(a) or sod_ops.gate(*a, **k))
     return calls
 
 
@@ -174,7 +176,7 @@ def test_copies_and_what_is_not_served(name: str, fused_calls: list[Any]) -> Non
     assert len(fused_calls) == 2
     last = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))][-1]
     if name == "scse":
-        last = model.channel[3]  # type: ignore[union-attr,index]
+        last = model.channel[4]  # type: ignore[union-attr,index]
     seen: list[Any] = []
     last.register_forward_hook(lambda *_: seen.append(1))
     torch.testing.assert_close(model(X), before)
@@ -197,22 +199,29 @@ class LearnedSwish(nn.Module):
         return x * torch.sigmoid(self.beta * x)
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        Layer(sigmoid=nn.Tanh()),
-        Layer(activation=nn.Softplus()),
-        Layer(activation=LearnedSwish()),
-        Layer(activation=nn.Dropout(0.5)),
-        Layer(activation=nn.BatchNorm1d(4)),
-    ],
-    ids=["gate", "activation", "parameter", "dropout", "norm"],
-)
-def test_other_functions_are_left_and_named(model: nn.Module) -> None:
-    model.double().eval()
-    report = sod_ops.accelerate(model, X)
+def test_another_gate_is_left_and_named() -> None:
+    report = sod_ops.accelerate(Layer(sigmoid=nn.Tanh()).double(), X)
     assert report.swapped == []
     assert [kind for _, kind, _ in report.left] == ["Layer"]
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [nn.Softplus(), LearnedSwish(), nn.Dropout(0.5), nn.BatchNorm1d(4)],
+    ids=["function", "parameter", "dropout", "norm"],
+)
+def test_another_activation_leaves_the_product(activation: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(followers, "_LARGE", 0)
+    model = Layer(activation=activation).double()
+    plain = copy.deepcopy(model)
+    report = sod_ops.accelerate(model, X)
+    assert (len(report.swapped), report.left) == (1, [])
+    for mode in (True, False):
+        results = []
+        for each in (plain.train(mode), model.train(mode)):
+            torch.manual_seed(0)
+            results.append(output_and_gradients(each, X))
+        assert_same(results[1], results[0], MODULE_TOLERANCE)
 
 
 def test_a_swish_that_lies_about_its_gradient_is_undone() -> None:

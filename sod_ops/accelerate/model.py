@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sod_ops import nn
-from sod_ops.accelerate import custom, mmseg, smp, timm, torchvision, transformers, verify
+from sod_ops.accelerate import custom, mmseg, smp, timm, torchvision, tracer, transformers, verify
 from sod_ops.accelerate.functions import path_of
 from sod_ops.accelerate.report import Report
 from sod_ops.accelerate.swap import NotServedError, Swap, bind, is_bound, unbind
@@ -45,13 +45,17 @@ def accelerate(
     block with something in it that the fused op does not compute.
 
     With ``example_inputs``, modules of your own are served, too: those whose forward upsamples (``interpolate``,
-    ``Upsample``), concatenates and convolves 1x1 or 3x3, as the decoders of U-Nets do, and those that multiply a map by a
-    gate computed from its means by one or two matrices, as squeeze-and-excitation does, whatever they are called. They are
-    found by watching the model run, and traced by torch.fx, with all modules that the pattern does not go through left as
-    calls.
+    ``Upsample``), concatenates and convolves 1x1 or 3x3, as the decoders of U-Nets do, those that multiply a map by a
+    gate computed from its means by one or two matrices, as squeeze-and-excitation does, and those that scale it by sigmoids
+    of channels or of pixels, add two such products, or take its mean and maximum over channels or over space, as CBAM and
+    scSE do, whatever they are called. (One such product alone gains on a CPU in training on a large map: it is served where
+    the example's is large.) They are found by watching the model run, and traced by torch.fx, with all modules that the
+    pattern does not go through left as calls.
     The trace runs where nothing that it depends on has changed: the kind of arguments, the attributes, children and hooks of
     the modules that it was made from and, where their code asks for it, their mode. A forward that does more than a trace
     holds is left, and named. What it reads elsewhere in Python (globals, the insides of objects) counts as constant.
+    Copies of TRACER's ``ObjectAttention``, ``UnionAttentionModule`` and ``Frequency_Edge_Module`` are known by their
+    children and attributes, and proven in training and evaluation, on the example inputs and on others made from them.
 
     Only the instances' ``forward`` changes. Classes, parameters, state_dict, hooks on the modules and train/eval stay;
     copies (copy.deepcopy, pickle) are accelerated too. Weights are read at every call. A block goes back to its own
@@ -104,12 +108,25 @@ def restore(model: torch.nn.Module) -> int:
 
 
 def _find_custom(model: torch.nn.Module, found: Found, arguments: verify.Arguments) -> None:
-    """Adds to ``found`` what a run of ``model`` shows in modules that no library's file knows."""
-    known = {module for module, outcome in found.values() if outcome is not None and not _is_unknown(module)}
+    """Adds to ``found`` copies of known modules, and what a run of ``model`` shows in those that no library's file knows."""
+    refused = set()
+    for name, (module, outcome) in found.items():
+        if outcome is None or _is_unknown(module):
+            try:
+                found[name] = module, tracer.recognise(module) or outcome
+            except NotServedError as reason:
+                found[name] = module, str(reason)
+                refused.add(module)
+    known = {
+        module
+        for module, outcome in found.values()
+        if isinstance(outcome, Swap) or (outcome is not None and not _is_unknown(module))
+    }
     names = {module: name for name, (module, _) in found.items()}
     with verify.state_preserved(model):
         for module, outcome in custom.find(model, lambda: verify.run(model, arguments), known):
-            found[names[module]] = module, outcome
+            if isinstance(outcome, Swap) or module not in refused:
+                found[names[module]] = module, outcome
 
 
 def _is_unknown(module: torch.nn.Module) -> bool:

@@ -5,7 +5,7 @@ are, and whoever holds the module or its parameters (an optimizer, an EMA, DDP) 
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,10 +20,14 @@ class Swap(NamedTuple):
 
     ``forward(module, spec, *args, **kwargs)`` is a function of this package, and falls back to the class's own forward
     wherever it does not serve the call. Both must survive pickle and copy.deepcopy.
+
+    ``probes`` is for a module that is known by its structure alone, which may compute something else in what example inputs
+    don't show: from their values, it makes others on which the swap is proven, too, and it is proven in the other mode.
     """
 
     forward: Callable[..., Any]
     spec: Any
+    probes: Callable[..., Iterable[tuple[Any, ...]]] | None = None
 
 
 class Bound:

@@ -46,7 +46,7 @@ def trace(module: torch.nn.Module, through: Collection[torch.nn.Module], templat
         with state:
             if _trace(module, through, template).python_code("self").src != source:
                 raise NotServedError(f"its forward depends on {what}")
-    with _other_mode(module):
+    with other_mode(module):
         try:
             depends = _trace(module, through, template).python_code("self").src != source
         except NotServedError:
@@ -55,7 +55,7 @@ def trace(module: torch.nn.Module, through: Collection[torch.nn.Module], templat
 
 
 @contextlib.contextmanager
-def _other_mode(module: torch.nn.Module) -> Iterator[None]:
+def other_mode(module: torch.nn.Module) -> Iterator[None]:
     """All flags turned round; by hand, as train() may be one that does more."""
     inner = list(module.modules())
     for each in inner:

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from sod_ops.accelerate import pyramid
-from sod_ops.accelerate.observe import CONCATENATIONS
+from sod_ops.accelerate.followers import CONCATENATIONS
 from sod_ops.accelerate.squeeze_excite import are_untouched
 from sod_ops.accelerate.swap import NotServedError
 from sod_ops.ops._cost_of_upsampling import pays_before_upsampling

@@ -14,9 +14,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
+from sod_ops.accelerate.fused_call import proving
 from sod_ops.accelerate.swap import Swap
+from sod_ops.accelerate.trace import other_mode
 
 _FACTOR = 8
 # 64 units in the last place in float32, 4 where PyTorch itself sums in float32 and rounds the results. In float64 as in
@@ -112,27 +114,66 @@ def _random_state_preserved(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _why_it_deviates(module: torch.nn.Module, swap: Swap, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    reason = _why_it_deviates_on(module, swap, args, kwargs, "on example_inputs")
+    if reason is not None or swap.probes is None:
+        return reason
+    # Batch norm in training takes no batch of one.
+    inputs = [(_twice(args), _twice(kwargs)), *((probe, {}) for probe in swap.probes(*args, **kwargs))]
+    for mode in (contextlib.nullcontext(), other_mode(module)):
+        with mode:
+            where = f"on inputs made from example_inputs, in {'training' if module.training else 'evaluation'}"
+            for each in inputs:
+                reason = _why_it_deviates_on(module, swap, *each, where)
+                if reason is not None:
+                    return reason
+    return None
+
+
+def _twice(inputs: Any) -> Any:
+    """All maps once more, turned round."""
+    return tree_map(lambda x: torch.cat([x, x.flip(-1)]) if isinstance(x, Tensor) and x.dim() == 4 else x, inputs)
+
+
+def _why_it_deviates_on(
+    module: torch.nn.Module, swap: Swap, args: tuple[Any, ...], kwargs: dict[str, Any], where: str
+) -> str | None:
     def own(module: Any, *args: Any, **kwargs: Any) -> Any:
         return type(module).forward(module, *args, **kwargs)
 
     def fused(module: Any, *args: Any, **kwargs: Any) -> Any:
-        return swap.forward(module, swap.spec, *args, **kwargs)
+        with proving():
+            return swap.forward(module, swap.spec, *args, **kwargs)
 
+    exact = copy.deepcopy(module).double()
     try:
-        expected = _output_and_gradients(own, copy.deepcopy(module).double(), args, kwargs, torch.float64)
+        expected = _output_and_gradients(own, exact, args, kwargs, torch.float64)
         plain = _output_and_gradients(own, module, args, kwargs)
     except Exception as error:  # of a module that serves some dtypes alone, say, or has no gradients
-        return (
-            f"its own gradients, or those in float64, can't be had on example_inputs: {type(error).__name__}: {error}"
-        )
+        return f"its own gradients, or those in float64, can't be had {where}: {type(error).__name__}: {error}"
     try:
         found = _output_and_gradients(fused, module, args, kwargs)
+        if swap.probes is not None:
+            found_exact = _output_and_gradients(fused, exact, args, kwargs, torch.float64)
     except Exception as error:  # whatever it is, the module itself did not raise it
-        return f"on example_inputs it raises {type(error).__name__}: {error}"
+        return f"{where} it raises {type(error).__name__}: {error}"
+    if swap.probes is None:
+        return _why_they_differ(found, plain, expected, where)
+    # TRACER's modules have steps and kinks in them: in float64, rounding puts no value on another side of one.
+    reason = _why_they_differ(found_exact, expected, expected, where)
+    if reason is not None:
+        return reason
+    outputs = {name: value for name, value in expected.items() if not name.startswith(_GRADIENT)}
+    return _why_they_differ(found, plain, outputs, where)
+
+
+def _why_they_differ(
+    found: Mapping[str, Tensor], plain: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str
+) -> str | None:
+    """Why ``found`` is not as close to ``expected`` as ``plain`` would let it be."""
     largest = max((_largest(value) for name, value in expected.items() if name.startswith(_GRADIENT)), default=0.0)
     for what, reference in expected.items():
         if found[what].shape != reference.shape or found[what].dtype != plain[what].dtype:
-            return f"on example_inputs the {what} has another shape or dtype"
+            return f"{where} the {what} has another shape or dtype"
         scale = _largest(reference)
         if what.startswith(_GRADIENT):
             scale = max(scale, _CANCELLED * largest)
@@ -140,7 +181,7 @@ def _why_it_deviates(module: torch.nn.Module, swap: Swap, args: tuple[Any, ...],
         distance = _distance(found[what], reference)
         if not distance <= rounding:
             return (
-                f"on example_inputs the {what} deviates by {distance:.1e} where rounding explains {rounding:.1e} "
+                f"{where} the {what} deviates by {distance:.1e} where rounding explains {rounding:.1e} "
                 f"(largest value {scale:.1e})"
             )
     return None

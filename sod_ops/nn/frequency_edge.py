@@ -1,13 +1,12 @@
 """TRACER's frequency edge module: edges from the high frequencies of a map."""
 
-import functools
-
 import torch
 from torch import Tensor
 
 from sod_ops.nn._separable import Receptive
 from sod_ops.nn.union_attention import UnionAttention
 from sod_ops.ops import _checks
+from sod_ops.ops._tracer import high_frequencies
 
 
 class FrequencyEdge(Receptive):
@@ -71,33 +70,9 @@ class FrequencyEdge(Receptive):
 
     def high_frequencies(self, x: Tensor) -> Tensor:
         """The magnitude of what lies outside ``radius``, of the shape and dtype of ``x``."""
-        values = x.to(torch.promote_types(x.dtype, torch.float32))
-        size = (x.shape[2], x.shape[3])
-        # Tracing keeps no tensors from one call to the next.
-        make = _mask.__wrapped__ if torch.compiler.is_compiling() else _mask
-        mask = make(*size, float(self.radius), self.as_published, values.device, values.dtype)
-        if self.as_published:
-            filtered = torch.fft.ifft2(torch.fft.fft2(values) * mask)
-        else:
-            filtered = torch.fft.irfft2(torch.fft.rfft2(values) * mask, s=size)
-        return filtered.abs().to(x.dtype)
+        height, width = x.shape[2:]
+        centre = (height / 2, height / 2) if self.as_published else (height // 2, width // 2)
+        return high_frequencies(x, self.radius, centre)
 
     def extra_repr(self) -> str:
         return f"radius={self.radius}, as_published={self.as_published}"
-
-
-@functools.lru_cache(maxsize=32)
-def _mask(
-    height: int, width: int, radius: float, as_published: bool, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """0 within the radius and 1 outside, for a spectrum with the zero frequency first: half of one unless as published."""
-    with torch.inference_mode(False):
-        rows = torch.fft.fftfreq(height, 1 / height, device=device, dtype=dtype)
-        if as_published:
-            columns = torch.fft.fftfreq(width, 1 / width, device=device, dtype=dtype)
-            # Number n // 2 of the shifted spectrum is zero's; they take H / 2 for its place in both directions.
-            rows = rows + (height // 2 - height / 2)
-            columns = columns + (width // 2 - height / 2)
-        else:
-            columns = torch.fft.rfftfreq(width, 1 / width, device=device, dtype=dtype)
-        return (rows[:, None].square() + columns[None, :].square() >= radius**2).to(dtype)

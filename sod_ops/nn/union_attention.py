@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import BatchNorm2d, Conv2d, Dropout3d, Module, Sequential, functional
 
 from sod_ops.ops import _checks
+from sod_ops.ops._tracer import attend_to_channels, attend_to_rows
 
 
 class UnionAttention(Module):
@@ -73,29 +74,16 @@ class UnionAttention(Module):
         self._check(x)
         pooled = self.norm(x.mean(dim=(2, 3), keepdim=True)).flatten(1)
         q, k, v = (functional.linear(pooled, self._weight(f"channel_{name}")) for name in "qkv")
-        alpha = torch.softmax(q[:, :, None] * k[:, None, :], -1)
-        attention = functional.linear((alpha @ v[:, :, None]).flatten(1), self._weight("fc"))
+        attention = functional.linear(attend_to_channels(q, k, v), self._weight("fc"))
         attention = torch.sigmoid(attention)[:, :, None, None]
-        return x + x * attention, attention
+        return x * (attention.to(x.dtype) + 1), attention
 
     def forward(self, x: Tensor) -> Tensor:
         if self.traces_channels_only:
             raise RuntimeError("UnionAttention: made with only_channel_tracing=True, it has Channel_Tracer alone")
         traced, attention = self.Channel_Tracer(x)
-        traced = self.bn(traced)
-        weights = attention.flatten(1)
-        comparable = weights.detach().to(
-            torch.promote_types(weights.dtype, torch.float32)
-        )  # what a quantile is taken of
-        threshold = torch.quantile(comparable, self.confidence_ratio, dim=1, keepdim=True)
-        weights = weights.masked_fill(comparable <= threshold, 0.0)
-        # [N, 3, C]: the three convolutions of the weighted map are one product with the map.
-        matrix = torch.cat([self._weight(f"spatial_{name}") for name in "qkv"]) * weights[:, None, :]
-        samples, _, height, width = traced.shape
-        pixels = traced.flatten(2)  # a view in either memory format
-        q, k, v = (matrix.to(pixels.dtype) @ pixels).view(samples, 3, height, width).unbind(1)
-        alpha = torch.softmax(q @ k.transpose(1, 2), -1)
-        return (alpha @ v + v).unsqueeze(1)
+        weights = (self._weight("spatial_q"), self._weight("spatial_k"), self._weight("spatial_v"))
+        return attend_to_rows(self.bn(traced), attention.flatten(1), self.confidence_ratio, weights)
 
     def _weight(self, child: str) -> Tensor:
         weight: Tensor = getattr(self, child).weight
