@@ -26,6 +26,9 @@ class SaliencyNet(nn.Module):
         width: channels of the decoder.
         pretrained: whether timm downloads the encoder's weights for ImageNet.
 
+    Raises:
+        ValueError: the encoder's levels don't differ in their strides.
+
     Input and output:
         Normalised images ``[B, 3, H, W]``, H and W multiples of :attr:`stride`. In training a list of logits
         ``[B, 1, H, W]``, one a level, the finest first; in evaluation the finest level's.
@@ -40,7 +43,10 @@ class SaliencyNet(nn.Module):
         self.encoder = timm.create_model(encoder, features_only=True, pretrained=pretrained)
         channels = self.encoder.feature_info.channels()
         self.levels = min(4, len(channels))
-        self.stride: int = max(self.encoder.feature_info.reduction())
+        strides = self.encoder.feature_info.reduction()
+        if self.levels < 2 or len(set(strides)) < len(strides):
+            raise ValueError(f"their strides are {', '.join(map(str, strides))}")
+        self.stride: int = max(strides)
         *shallow, deepest = channels[-self.levels :]
         self.pyramid = sod_ops.nn.PyramidPoolingHead(deepest, width)
         self.lateral = nn.ModuleList(_block(nn.Conv2d(c, width, 1, bias=False), width) for c in shallow)

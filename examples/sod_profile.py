@@ -10,6 +10,8 @@ from torch import Tensor
 from sod_trainer import Trainer
 
 _PHASES = ("data", "augmentation", "forward", "loss", "backward", "optimiser")
+# Kinds of operators by a part of their names.
+_KINDS = {"sod_ops": "sod_ops::", "convolutions": "conv", "batch norms": "batch_norm", "AdamW": "adamw"}
 _WARM = 3  # steps of each before the first that counts
 
 
@@ -74,13 +76,18 @@ def _table(fused: np.ndarray, reference: np.ndarray) -> str:
 
 
 def _operators(trainer: Trainer, batch: tuple[Tensor, Tensor]) -> str:
-    """The operators that take most of a fused step."""
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    sort = "self_cpu_time_total"
-    if trainer.ranks.device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-        sort = "self_cuda_time_total"
+    """What kinds of operators a fused step's time goes to, and which take most of it."""
+    on_gpu = trainer.ranks.device.type == "cuda"
+    activities = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if on_gpu else [])]
     with torch.profiler.profile(activities=activities) as profiler:
         trainer.step(*batch)
+    time_of = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     averages = profiler.key_averages()
-    return "The operators of one fused step:\n" + averages.table(sort_by=sort, row_limit=15, max_name_column_width=60)
+    shares = dict.fromkeys((*_KINDS, "others"), 0.0)
+    for event in averages:
+        kind = next((kind for kind, part in _KINDS.items() if part in event.key), "others")
+        shares[kind] += getattr(event, time_of)
+    whole = sum(shares.values())
+    kinds = ", ".join(f"{kind} {share / whole:.0%}" for kind, share in shares.items())
+    table = averages.table(sort_by=time_of, row_limit=12, max_name_column_width=50)
+    return f"Operators of one fused step: {kinds}\n{table}"

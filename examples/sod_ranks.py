@@ -1,6 +1,7 @@
 """Training in several processes: who they are, what they agree on, and batch norm over all of them, on CPUs too."""
 
 import os
+import warnings
 from typing import Any
 
 import torch
@@ -67,6 +68,8 @@ class Ranks:
         """``model`` with gradients averaged over the processes: equal to one process with all their samples."""
         if self.count == 1:
             return model
+        # Of 1x1 weights: channels_last or not, their memory is the same.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         return DistributedDataParallel(model, device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def synchronise_norms(self, model: nn.Module) -> nn.Module:

@@ -120,14 +120,18 @@ def _network(options: argparse.Namespace, device: torch.device) -> SaliencyNet:
             dtype=dtype,
             device=device,
         )
-    except (AttributeError, RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"--encoder {options.encoder}: timm gives no features of it at several levels: {error}"
-        ) from error
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"--encoder {options.encoder} has no features at several levels: {error}") from error
     if options.size % net.stride:
         raise ValueError(
             f"--size must be a multiple of {net.stride}, the stride of {options.encoder}, got {options.size}"
         )
+    try:  # some encoders have but one size, or features in another layout
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, 3, options.size, options.size, dtype=dtype, device=device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(f"--encoder {options.encoder} does not fit here: {error}") from error
+    net.train()
     return net
 
 

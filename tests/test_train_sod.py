@@ -26,8 +26,9 @@ import sod_ops
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "examples" / "train_sod.py"
-# The smallest encoder with squeeze-and-excitation, on images of 2 x 2 pixels at its deepest level.
-SMALL = ("--encoder", "mobilenetv3_small_050", "--width", "16", "--size", "64", "--batch-size", "4", "--device", "cpu")
+# A small encoder with squeeze-and-excitation, 2 x 2 pixels at its deepest level. (In float64 it is one with sigmoid gates: of the
+# hard sigmoid PyTorch's own gradient is as exact as its 1/6 in float32.)
+SMALL = ("--encoder", "semnasnet_050", "--width", "16", "--size", "64", "--batch-size", "4", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_it_learns(tmp_path: Path) -> None:
 def test_two_processes_equal_one_with_the_double_batch(data: Path, tmp_path: Path) -> None:
     """Batch norms, gradients, clipping and losses are over all processes; CutMix and Copy-Paste are each one's own."""
     alone = ("--steps", "6", "--precision", "float64", "--cutmix", "0", "--copy-paste", "0")
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     process = start(launcher, tmp_path / "two", data, *alone)
     assert train(tmp_path / "one", data, *alone, "--batch-size", "8") == 0
     output, _ = process.communicate(timeout=300)
@@ -190,17 +191,17 @@ def test_profile_compares_the_phases(data: Path, tmp_path: Path, capsys: pytest.
     for phase in ("data", "augmentation", "forward", "loss", "backward", "optimiser", "step"):
         assert re.search(rf"^{phase} +\d", table, flags=re.MULTILINE), table
     assert re.search(r"A fused step is \d+\.\d\d times as fast", table)
-    assert "sod_ops::structure_loss" in table
+    assert re.search(r"sod_ops \d+%, convolutions \d+%, batch norms \d+%, AdamW \d+%, others \d+%", table)
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
 def test_the_network_compiles_whole() -> None:
-    net = build("mobilenetv3_small_050", 16, pretrained=False, seed=0, dtype=torch.float32, device=torch.device("cpu"))
-    assert len(sod_ops.accelerate(net).swapped) == 9
+    net = build("semnasnet_050", 16, pretrained=False, seed=0, dtype=torch.float32, device=torch.device("cpu"))
+    assert len(sod_ops.accelerate(net).swapped) == 8
     images = torch.randn(2, 3, 64, 64)
     expected = net.train()(images)
     torch._dynamo.reset()
-    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images), expected)
     assert [head.shape for head in expected] == [(2, 1, 64, 64)] * 4
     assert net.eval()(images).shape == (2, 1, 64, 64)
@@ -246,10 +247,11 @@ def test_images_and_masks_are_changed_together(data: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--size", "100"), "--size must be a multiple of 32, the stride of mobilenetv3_small_050, got 100"),
+        (("--size", "100"), "--size must be a multiple of 32, the stride of semnasnet_050, got 100"),
         (("--size", "0"), "argument --size: expected a whole number of at least 1, got '0'"),
         (("--encoder", "seresnet19"), "--encoder seresnet19: timm has no such model"),
-        (("--encoder", "mixer_s32_224"), "--encoder mixer_s32_224: timm gives no features of it at several levels"),
+        (("--encoder", "mixer_s32_224"), "--encoder mixer_s32_224 has no features at several levels: their strides are 32, 32"),
+        (("--encoder", "swin_tiny_patch4_window7_224"), "--encoder swin_tiny_patch4_window7_224 does not fit here: "),
         (("--batch-size", "64"), "leaves 34 pairs to train on, fewer than a batch of 64"),
         (("--batch-size", "1"), "argument --batch-size: expected a whole number of at least 2, got '1'"),
         (("--lr", "nan"), "argument --lr: expected a number of at least 0, got 'nan'"),
