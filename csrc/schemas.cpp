@@ -12,6 +12,8 @@ STABLE_TORCH_LIBRARY(sod_ops, m) {
   m.def("box_filter_backward(Tensor grad_output, SymInt kernel_size) -> Tensor");
   m.def("cutmix(Tensor images, Tensor partner, Tensor boxes) -> Tensor");
   m.def("cutmix_backward(Tensor grad_output, Tensor receiver, Tensor boxes) -> Tensor");
+  m.def("copy_paste(Tensor images, Tensor masks, Tensor partner, Tensor chosen, float blend_sigma, float min_visible) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("copy_paste_backward(Tensor grad_output, Tensor pasted, Tensor receiver, float blend_sigma) -> Tensor");
   m.def("scale_gradient_(Tensor(a0!) gradient, Tensor factor) -> ()");
   m.def("sigmoid_focal_loss(Tensor inputs, Tensor targets, float alpha, float gamma, SymInt reduction, bool with_gradient) -> (Tensor, Tensor)");
   m.def("sigmoid_focal_loss_backward(Tensor grad_output, Tensor inputs, Tensor targets, float alpha, float gamma, SymInt reduction) -> Tensor");

@@ -4,6 +4,7 @@ from sod_ops import nn
 from sod_ops._version import __version__
 from sod_ops.accelerate import Report, accelerate, restore
 from sod_ops.backends import available_backends, use_backend
+from sod_ops.nn.copy_paste import CopyPaste
 from sod_ops.nn.cutmix import CutMix
 from sod_ops.ops.adaptive_pixel_intensity_loss import adaptive_pixel_intensity_loss
 from sod_ops.ops.bce_ssim_iou_loss import bce_ssim_iou_loss
@@ -11,6 +12,7 @@ from sod_ops.ops.box_filter import box_filter
 from sod_ops.ops.box_iou_loss import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 from sod_ops.ops.channel_pool import channel_pool
 from sod_ops.ops.complete_box_iou import complete_box_iou
+from sod_ops.ops.copy_paste import copy_paste
 from sod_ops.ops.cutmix import cutmix
 from sod_ops.ops.gate import gate
 from sod_ops.ops.global_pool import global_pool
@@ -29,6 +31,7 @@ from sod_ops.ops.tversky_loss import dice_loss, iou_loss, tversky_loss
 from sod_ops.patch import patch_losses
 
 __all__ = [
+    "CopyPaste",
     "CutMix",
     "Report",
     "__version__",
@@ -40,6 +43,7 @@ __all__ = [
     "channel_pool",
     "complete_box_iou",
     "complete_box_iou_loss",
+    "copy_paste",
     "cutmix",
     "dice_loss",
     "distance_box_iou_loss",

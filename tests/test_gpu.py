@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import sod_ops
+from sod_ops.ops.copy_paste import paste as paste_instances
 from sod_ops.ops.cutmix import _draw as draw_cutmix
 from sod_ops.ops.cutmix import paste
 
@@ -128,6 +129,15 @@ def cutmix(dtype: torch.dtype, device: str) -> Call:
     return Call(partial(paste, partner=partner, boxes=boxes), (images,))
 
 
+def copy_paste(dtype: torch.dtype, device: str) -> Call:
+    """The images, with blended edges."""
+    images = torch.rand(8, 3, 96, 80, device=device).to(dtype).requires_grad_()
+    masks = torch.rand(8, 4, 12, 10, device=device).sub(0.4).round().bool()
+    masks = masks.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    partner, chosen = torch.arange(8, device=device).roll(1), torch.ones(8, 4, dtype=torch.bool, device=device)
+    return Call(lambda images: paste_instances(images, masks, partner, chosen, 1.5, 0.3)[0], (images,))
+
+
 # An op adds a line.
 CALLS = {
     "squeeze_excite": squeeze_excite,
@@ -142,6 +152,7 @@ CALLS = {
     "pyramid_pool": pyramid_pool,
     "pyramid_upsample_concat": pyramid_upsample_concat,
     "box_filter": box_filter,
+    "copy_paste": copy_paste,
     "cutmix": cutmix,
     "bce_ssim_iou_loss": bce_ssim_iou_loss,
     "ssim": ssim,

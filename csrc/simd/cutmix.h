@@ -7,18 +7,9 @@
 #include <cstdint>
 
 #include "capability.h"
+#include "lines.h"
 
 namespace sod_ops {
-
-// A batch as lines of memory: a row of a plane where planes are contiguous, a row of pixels with all their channels
-// where those lie side by side (channels_last: then a sample has one "plane"). Lengths and steps are in elements of the
-// kernel, which are bytes where it only copies.
-struct Lines {
-  int64_t sample_step, plane_step;
-  int64_t planes, height;
-  int64_t length;  // of a line
-  int64_t column;  // what one step to the right takes in a line: 1, or the channels
-};
 
 // x1, y1, x2, y2 of every sample, the latter two beyond the last pixel.
 using CutBoxes = const int64_t (*)[4];

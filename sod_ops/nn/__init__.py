@@ -4,6 +4,7 @@ from sod_ops.nn.adaptive_pixel_intensity_loss import AdaptivePixelIntensityLoss
 from sod_ops.nn.attention import CBAM, SCSE, ChannelAttention, SpatialAttention
 from sod_ops.nn.bce_ssim_iou_loss import BCESSIMIoULoss
 from sod_ops.nn.box_iou_loss import CompleteBoxIoULoss, DistanceBoxIoULoss, GeneralizedBoxIoULoss
+from sod_ops.nn.copy_paste import CopyPaste
 from sod_ops.nn.cutmix import CutMix
 from sod_ops.nn.focal_loss import SigmoidFocalLoss, SoftmaxFocalLoss
 from sod_ops.nn.frequency_edge import FrequencyEdge
@@ -24,6 +25,7 @@ __all__ = [
     "BCESSIMIoULoss",
     "ChannelAttention",
     "CompleteBoxIoULoss",
+    "CopyPaste",
     "CutMix",
     "DiceLoss",
     "DistanceBoxIoULoss",

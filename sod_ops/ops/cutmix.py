@@ -9,13 +9,12 @@ from torch import Tensor
 
 from sod_ops.backends import Kernels
 from sod_ops.ops import _checks, _draws
-from sod_ops.ops._maps import in_supported_layout, lies_in_planes
+from sod_ops.ops._images import check_images, in_place, result_like
 from sod_ops.ops._operators import below_autograd, register, transforms_active
 from sod_ops.reference.cutmix import cutmix as reference
 from sod_ops.reference.cutmix import cutmix_backward as reference_backward
 
 _OP = "cutmix"
-_IMAGES = (torch.uint8, *_checks.FLOATING)
 _INDICES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -135,21 +134,13 @@ def paste(images: Tensor, partner: Tensor, boxes: Tensor) -> Tensor:
         kernels = _select.traced(device_type) if compiling else _select(device_type)
     if kernels is None:
         return reference(images, partner, boxes)
-    images = _in_place(images)
+    images = in_place(images)
     if compiling:
         return kernels.forward(images, partner, boxes)
     if torch.is_grad_enabled() and images.requires_grad:
         return _CutMix.apply(kernels, images, partner, boxes)
     with below_autograd():
         return kernels.forward(images, partner, boxes)
-
-
-def _in_place(images: Tensor) -> Tensor:
-    """``images`` where the kernels read them as they are: rows of pixels, or of pixels' channels, are runs of memory."""
-    images = in_supported_layout(images)
-    if lies_in_planes(images) or images.is_contiguous(memory_format=torch.channels_last):
-        return images
-    return images.contiguous(memory_format=torch.channels_last)
 
 
 class _CutMix(torch.autograd.Function):
@@ -180,13 +171,12 @@ def _gradients(
     # Where it shall be differentiated again: the formula, which autograd sees.
     if torch.is_grad_enabled():
         return reference_backward(grad_output, receiver, boxes), None, None
-    return backward(_in_place(grad_output), receiver, boxes), None, None
+    return backward(in_place(grad_output), receiver, boxes), None, None
 
 
 def _fake_forward(images: Tensor, partner: Tensor, boxes: Tensor) -> Tensor:
     _checks.check_same_device(_OP, "images", images.device, [("partner", partner), ("boxes", boxes)])
-    memory_format = torch.contiguous_format if lies_in_planes(images) else torch.channels_last
-    return torch.empty(images.shape, dtype=images.dtype, device=images.device, memory_format=memory_format)
+    return result_like(images)
 
 
 def _fake_backward(grad_output: Tensor, receiver: Tensor, boxes: Tensor) -> Tensor:
@@ -202,16 +192,6 @@ def check_cutmix_options(op: str, alpha: object, per_sample: object, num_classes
     _checks.check_bool(op, "per_sample", per_sample)
     if num_classes is not None:
         _checks.check_count(op, "num_classes", num_classes)
-
-
-def check_images(op: str, images: Any) -> None:
-    """Raises unless ``images`` are ``[B, C, H, W]``, uint8 or floating."""
-    _checks.check_tensor(op, "images", images)
-    if images.dim() != 4 or 0 in images.shape[1:]:
-        expected = "of shape [B, C, H, W] with C, H and W at least 1"
-        _checks.bad_value(op, "images", expected, _checks.shape_of(images))
-    if images.dtype not in _IMAGES:
-        _checks.bad_type(op, "images", "uint8, float32, float64, bfloat16 or float16", images.dtype)
 
 
 def _check(images: Any, targets: Sequence[Any], generator: Any, several: bool) -> None:
