@@ -15,7 +15,6 @@ from torch import Tensor
 import sod_ops
 from sod_data import normalised
 from sod_model import SaliencyNet, head_weights, parameter_groups
-from sod_ops.ops.copy_paste import copy_paste
 from sod_options import DECISIVE
 from sod_ranks import Ranks
 
@@ -47,6 +46,8 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=options.precision == "fp16")
         self.cutmix = sod_ops.CutMix()
+        # All that can be seen of an object is salient, however little of it is left.
+        self.copy_paste = sod_ops.CopyPaste(probability=options.copy_paste, min_visible=0)
         torch.manual_seed(options.seed + ranks.rank)
         self.generator = torch.Generator(ranks.device).manual_seed(options.seed * 4099 + ranks.rank)
         self.dtype = torch.float64 if options.precision == "float64" else torch.float32
@@ -91,10 +92,7 @@ class Trainer:
     def _augmented(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         """CutMix and Copy-Paste within the batch, on its device."""
         if self.options.copy_paste:
-            # All that can be seen of an object is salient, however little of it is left.
-            images, instances = copy_paste(
-                images, masks, probability=self.options.copy_paste, min_visible=0, generator=self.generator
-            )
+            images, instances = self.copy_paste(images, masks, generator=self.generator)
             masks = instances.any(1, keepdim=True)
         if np.random.default_rng((self.options.seed, self.steps_done)).uniform() < self.options.cutmix:
             images, masks = self.cutmix(images, masks, self.generator)

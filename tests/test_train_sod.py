@@ -8,27 +8,36 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import train_sod
 from PIL import Image
+
+import sod_ops
+import train_sod
 from sod_data import Steps, Training, find_pairs
 from sod_generate import draw, generate
 from sod_model import build
 from sod_options import parser
 
-import sod_ops
-
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "examples" / "train_sod.py"
-# A small encoder with squeeze-and-excitation, 2 x 2 pixels at its deepest level. (In float64 it is one with sigmoid gates: of the
-# hard sigmoid PyTorch's own gradient is as exact as its 1/6 in float32.)
+# A small encoder with squeeze-and-excitation, 2 x 2 pixels at its deepest level. Its gates are sigmoids: the
+# gradient of PyTorch's hardsigmoid in float64 is no more exact than 1/6 in float32.
 SMALL = ("--encoder", "semnasnet_050", "--width", "16", "--size", "64", "--batch-size", "4", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """For steps as small as these: threads of several tests at once would wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -60,27 +69,27 @@ def checkpoint(out: Path) -> dict[str, Any]:
     return torch.load(out / "checkpoint.pt", weights_only=True)
 
 
-# In 30 steps a difference in the last place grows: each step's gradient is taken where the one before led, and Adam divides
-# small gradients by their own size. float64 leaves room to see that nothing else differs; float32 grows by the same factor.
-@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-9), ("float32", 1e-2)])
+# float64 shows that nothing but rounding differs: 1e-13 measured. In float32 a difference of 1e-7 grows a thousandfold
+# within three steps, since Adam divides gradients that are nothing but rounding by their own size; then it stays: 7e-3
+# measured.
+@pytest.mark.parametrize(("precision", "at_first", "later"), [("float64", 1e-14, 1e-11), ("float32", 1e-5, 3e-2)])
 def test_fused_and_reference_ops_give_the_same_losses(
-    precision: str, tolerance: float, data: Path, tmp_path: Path
+    precision: str, at_first: float, later: float, data: Path, tmp_path: Path
 ) -> None:
     for ops in ("fused", "reference"):
-        assert train(tmp_path / ops, data, "--steps", "30", "--ops", ops, "--precision", precision) == 0
+        options = ("--steps", "30", "--lr", "3e-4", "--ops", ops, "--precision", precision)
+        assert train(tmp_path / ops, data, *options) == 0
     fused, reference = losses(tmp_path / "fused"), losses(tmp_path / "reference")
-    print(np.abs(fused / reference - 1))
     assert len(fused) == 30
-    np.testing.assert_allclose(fused, reference, rtol=tolerance)
-    assert fused[-5:].mean() < fused[:5].mean()
+    np.testing.assert_allclose(fused[:2], reference[:2], rtol=at_first)
+    np.testing.assert_allclose(fused, reference, rtol=later)
 
 
 def test_it_learns(tmp_path: Path) -> None:
     """Below the mean absolute error of 0.1 on held-out images; one of an empty mask is 0.14."""
-    options = ("--encoder", "mobilenetv3_small_100", "--size", "64", "--width", "32", "--steps", "400", "--device", "cpu")
+    options = ["--size", "64", "--width", "32", "--steps", "400", "--device", "cpu"]
     assert train_sod.main([*options, "--out", str(tmp_path)]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    print(metrics)
     assert metrics["MAE"] < 0.1
     assert metrics["max F"] > 0.75
     assert metrics["S"] > 0.75
@@ -98,7 +107,6 @@ def test_two_processes_equal_one_with_the_double_batch(data: Path, tmp_path: Pat
     assert process.returncode == 0, output
     assert "2 processes" in output
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
-    print(np.abs(one / two - 1))
     np.testing.assert_allclose(one, two, rtol=1e-10)
     expected = checkpoint(tmp_path / "one")["model"]
     for name, value in checkpoint(tmp_path / "two")["model"].items():
@@ -133,9 +141,7 @@ def test_resume_equals_an_uninterrupted_run(
     torch.testing.assert_close(whole, parts, rtol=0, atol=0)
 
 
-def test_a_checkpoint_of_another_run_is_refused(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_of_another_run_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(tmp_path, data, "--steps", "1") == 0
     with pytest.raises(SystemExit) as end:
         train(tmp_path, data, "--steps", "2", "--lr", "0.5", "--resume")
@@ -250,7 +256,10 @@ def test_images_and_masks_are_changed_together(data: Path) -> None:
         (("--size", "100"), "--size must be a multiple of 32, the stride of semnasnet_050, got 100"),
         (("--size", "0"), "argument --size: expected a whole number of at least 1, got '0'"),
         (("--encoder", "seresnet19"), "--encoder seresnet19: timm has no such model"),
-        (("--encoder", "mixer_s32_224"), "--encoder mixer_s32_224 has no features at several levels: their strides are 32, 32"),
+        (
+            ("--encoder", "mixer_s32_224"),
+            "--encoder mixer_s32_224 has no features at several levels: ",
+        ),
         (("--encoder", "swin_tiny_patch4_window7_224"), "--encoder swin_tiny_patch4_window7_224 does not fit here: "),
         (("--batch-size", "64"), "leaves 34 pairs to train on, fewer than a batch of 64"),
         (("--batch-size", "1"), "argument --batch-size: expected a whole number of at least 2, got '1'"),
