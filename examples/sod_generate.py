@@ -5,8 +5,7 @@ another texture: ellipses, polygons, stars and blobs. A picture depends on the s
 """
 
 import math
-import os
-import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +19,17 @@ def generate(folder: Path, count: int, size: int, seed: int) -> None:
     """Writes ``count`` pairs of ``size`` x ``size`` pixels into ``folder``, unless it is there: whole or not at all."""
     if folder.exists():
         return
-    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    for part in ("images", "masks"):
-        (unfinished / part).mkdir(parents=True)
-    for number in range(count):
-        image, mask = draw(np.random.default_rng((seed, number)), size)
-        name = f"{number:05d}.png"
-        Image.fromarray(image).save(unfinished / "images" / name)
-        Image.fromarray(mask).save(unfinished / "masks" / name)
-    unfinished.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as unfinished:
+        whole = Path(unfinished) / folder.name
+        for part in ("images", "masks"):
+            (whole / part).mkdir(parents=True)
+        for number in range(count):
+            image, mask = draw(np.random.default_rng((seed, number)), size)
+            name = f"{number:05d}.png"
+            Image.fromarray(image).save(whole / "images" / name)
+            Image.fromarray(mask).save(whole / "masks" / name)
+        whole.rename(folder)
 
 
 def draw(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ _PHASES = ("data", "augmentation", "forward", "loss", "backward", "optimiser")
 # Kinds of operators by a part of their names.
 _KINDS = {"sod_ops": "sod_ops::", "convolutions": "conv", "batch norms": "batch_norm", "AdamW": "adamw"}
 _WARM = 3  # steps of each before the first that counts
+UNCOUNTED = _WARM + 1  # and one that the profiler watches
 
 
 def profile(trainers: dict[str, Trainer], batches: Iterator[tuple[Tensor, Tensor]], rounds: int) -> str:
@@ -20,8 +21,8 @@ def profile(trainers: dict[str, Trainer], batches: Iterator[tuple[Tensor, Tensor
 
     Args:
         trainers: ``"fused"`` and ``"reference"``.
-        batches: at least ``rounds + 3`` + 1 of them.
-        rounds: how many steps count.
+        batches: :data:`UNCOUNTED` more of them than ``rounds``.
+        rounds: how many steps of each count.
     """
     device = trainers["fused"].ranks.device
     times: dict[str, list[list[float]]] = {name: [] for name in trainers}

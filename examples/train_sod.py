@@ -23,7 +23,7 @@ from sod_data import Pair, Steps, Training, find_pairs, loader, split
 from sod_generate import generate
 from sod_model import SaliencyNet, build, timm
 from sod_options import parser
-from sod_profile import profile
+from sod_profile import UNCOUNTED, profile
 from sod_ranks import Ranks
 from sod_report import measure, predictions, save_losses, save_pictures
 from sod_trainer import Trainer
@@ -43,16 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         try:
             net, training, held_out = _prepare(options, ranks)
+            run = None
+            if not options.profile:
+                run = Run(Trainer(net, options, ranks, options.ops), training, held_out)
+                run.begin()
         except ValueError as error:
             command.error(str(error))
-        if options.profile:
+        if run is None:
             return _profile(options, ranks, training)
-        trainer = Trainer(net, options, ranks, options.ops)
-        run = Run(trainer, training, held_out)
-        try:
-            run.begin()
-        except ValueError as error:
-            command.error(str(error))
         with Interruption() as interruption:
             return run.train(interruption)
     finally:
@@ -143,7 +141,7 @@ def _batches(options: argparse.Namespace, ranks: Ranks, training: list[Pair], st
 
 def _profile(options: argparse.Namespace, ranks: Ranks, training: list[Pair]) -> int:
     trainers = {ops: Trainer(_network(options, ranks.device), options, ranks, ops) for ops in ("fused", "reference")}
-    table = profile(trainers, _batches(options, ranks, training, range(options.profile + 4)), options.profile)
+    table = profile(trainers, _batches(options, ranks, training, range(options.profile + UNCOUNTED)), options.profile)
     if ranks.first:
         print(table)
     return 0
@@ -274,4 +272,8 @@ class Run:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("\nStopped at once: nothing was saved since the last checkpoint.", file=sys.stderr)
+        sys.exit(INTERRUPTED)

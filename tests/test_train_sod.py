@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -299,6 +300,14 @@ def test_folders_without_pairs_are_named(files: tuple[str, ...], message: str, t
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match=message):
         find_pairs(tmp_path)
+
+
+def test_command_lines_that_are_shown_are_right() -> None:
+    shown = re.sub(r"\\\n +", "", (ROOT / "README.md").read_text()) + re.sub(r"\n {31}", " ", parser().format_help())
+    lines = re.findall(r"examples/train_sod\.py ([^\n#]*)", shown)
+    assert len(lines) >= 10
+    for line in lines:
+        parser().parse_args(shlex.split(re.split(r"\s{3,}", line)[0]))
 
 
 def test_the_help_explains_every_option() -> None:
