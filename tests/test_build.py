@@ -54,6 +54,7 @@ SEARCH = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
 CHECK = """
 import torch, sod_ops
 from sod_ops import _extension
+from sod_ops.ops.copy_paste import paste
 import vector_math
 vector_math.settle()
 torch.manual_seed(0)
@@ -69,12 +70,19 @@ def compare(function, leaves):
         unit = torch.finfo(leaves[0].dtype).eps
         torch.testing.assert_close(a, b, rtol=16 * unit, atol=16 * unit * b.abs().max().item())
 
+instances = (torch.rand(3, 4, 13, 17) > 0.8, torch.tensor([1, 2, 0]), torch.rand(3, 4) > 0.3, 1.5, 0.7)
 for layout in (torch.contiguous_format, torch.channels_last):
+    images, found = torch.randint(256, (3, 37, 13, 17), dtype=torch.uint8).contiguous(memory_format=layout), []
+    for backend in ("cpu", "reference"):
+        with sod_ops.use_backend(backend):
+            found.append(paste(images, *instances))
+    assert all(torch.equal(*pair) for pair in zip(*found))
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         x = torch.randn(3, 37, 13, 17).to(dtype).contiguous(memory_format=layout).requires_grad_()
         p = [torch.randn(s).mul(0.2).to(dtype).requires_grad_() for s in ((9, 37), (9,), (37, 9), (37,))]
         for activation in ("identity", "relu", "relu6", "leaky_relu", "silu", "gelu", "gelu_tanh", "hardswish", "mish"):
             compare(lambda: sod_ops.squeeze_excite(x, *p, activation=activation, gate="hardsigmoid"), [x, *p])
+        compare(lambda: paste(x, *instances)[0], [x])
         branches = [torch.randn(3, c, h, 5).to(dtype).requires_grad_() for c, h in ((19, 1), (5, 6))]
         compare(lambda: sod_ops.pyramid_upsample_concat(x, branches), [x, *branches])
         targets = torch.rand(x.shape).to(dtype)

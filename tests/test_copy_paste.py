@@ -144,6 +144,9 @@ def test_empty_lists_and_batches() -> None:
     assert [len(m) for m in found[1]] == [0, 0]
     assert copy_paste(images, torch.zeros(2, 0, 6, 5, dtype=torch.bool))[1].shape == (2, 0, 6, 5)
     assert copy_paste(images[:0], torch.zeros(0, 3, 6, 5, dtype=torch.bool))[1].shape == (0, 6, 6, 5)
+    nothing = copy_paste(images[:0], [], boxes=(), labels=[])
+    assert nothing[0].shape == (0, 3, 6, 5)
+    assert nothing[1:] == ([], (), [])
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.8])

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sod_ops.backends import Kernels
 from sod_ops.ops import _checks, _draws
@@ -68,35 +69,32 @@ def copy_paste(
     """
     check_copy_paste_options(_OP, probability, blend_sigma, min_visible)
     _check(images, masks, boxes, labels, generator)
-    listed = not isinstance(masks, Tensor)
-    lists: tuple[Any, ...] = (masks, boxes, labels)
-    m, b, k = (_pad(value, images) if listed and value is not None else value for value in lists)
-    (pasted, *results), visible = _copy_paste(images, m, b, k, probability, blend_sigma, min_visible, generator)
-    if not listed:
-        return pasted, *results
+    lists: tuple[Any, Any, Any] = (masks, boxes, labels)
+    options = (probability, blend_sigma, min_visible, generator)
+    if isinstance(masks, Tensor):
+        return _copy_paste(images, lists, *options)[0]
+    given = [value for value in lists if value is not None]
+    if not masks:  # nor samples
+        return images.clone(), *(type(value)() for value in given)
+    m, b, k = (None if value is None else pad_sequence(list(value), batch_first=True) for value in lists)
+    (pasted, *results), visible = _copy_paste(images, (m, b, k), *options)
     counts = visible.sum(1).tolist()
     order = (~visible.flatten()).int().argsort(stable=True)[: sum(counts)]
     kept = [value.flatten(0, 1)[order].split(counts) for value in results]
-    given = [value for value in lists if value is not None]
     return pasted, *(type(value)(found) for value, found in zip(given, kept, strict=True))
 
 
 def _copy_paste(
     images: Tensor,
-    masks: Tensor,
-    boxes: Tensor | None,
-    labels: Tensor | None,
+    instances: tuple[Any, Tensor | None, Tensor | None],
     probability: float,
     blend_sigma: float,
     min_visible: float,
     generator: torch.Generator | None,
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """The padded form, and which slots hold an instance."""
-    samples, slots = masks.shape[:2]
-    numbers = _draws.uniform((samples, 1 + slots), images.device, generator)
-    partner = _draws.partners(numbers[:, 0])
-    # On itself nothing is pasted: a sample would lose its own instances to their copies.
-    chosen = numbers[:, 1:] < (probability if samples > 1 else 0)
+    """The padded form, of masks, boxes and labels; and which slots hold an instance."""
+    masks, boxes, labels = instances
+    partner, chosen = _draw(masks, probability, generator)
     pasted, together, found, visible, _ = paste(images, masks, partner, chosen, blend_sigma, min_visible)
     results = [pasted, together]
     if boxes is not None:
@@ -104,6 +102,14 @@ def _copy_paste(
     if labels is not None:
         results.append(torch.cat([labels, labels[partner]], 1).masked_fill(~visible, NO_LABEL))
     return tuple(results), visible
+
+
+def _draw(masks: Tensor, probability: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Partners ``[B]``, and which of the partner's instances each sample gets, ``[B, M]``."""
+    samples, slots = masks.shape[:2]
+    numbers = _draws.uniform((samples, 1 + slots), masks.device, generator)
+    # On itself nothing is pasted: a sample would lose its own instances to their copies.
+    return _draws.partners(numbers[:, 0]), numbers[:, 1:] < (probability if samples > 1 else 0)
 
 
 def paste(
@@ -191,13 +197,6 @@ def _fake_backward(grad_output: Tensor, pasted: Tensor, receiver: Tensor, blend_
 
 
 _select = register(_OP, forward=_fake_forward, backward=_fake_backward, save=_save, gradients=_gradients)
-
-
-def _pad(tensors: Sequence[Tensor], images: Tensor) -> Tensor:
-    """``[B, M, ...]`` of tensors ``[M_i, ...]``, the rest zeros."""
-    if not tensors:
-        return images.new_zeros((0, 0, *images.shape[2:]), dtype=torch.bool)
-    return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True)
 
 
 def check_copy_paste_options(op: str, probability: object, blend_sigma: object, min_visible: object) -> None:
