@@ -105,9 +105,11 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
         return y
 
     def _over_ranks(self, x: Tensor) -> Tensor:
-        variance, mean = torch.var_mean(x.float() if x.dtype.itemsize < 4 else x, (0, 2, 3), correction=0)
+        statistics = x.float() if x.dtype.itemsize < 4 else x
+        variance, mean = (moment.double() for moment in torch.var_mean(statistics, (0, 2, 3), correction=0))
+        # In float64 the mean squares, which can be summed, give back the variance without loss.
         moments = _SumOverRanks.apply(torch.stack([mean, variance + mean.square()])) / dist.get_world_size()
-        mean, variance = moments[0], moments[1] - moments[0].square()
+        mean, variance = (m.to(statistics.dtype) for m in (moments[0], moments[1] - moments[0].square()))
         self._track(mean.detach(), variance.detach(), dist.get_world_size() * x.numel() // x.shape[1])
         scale = self.weight * torch.rsqrt(variance + self.eps)
         shift = self.bias - mean * scale
