@@ -48,11 +48,15 @@ class CBAM(MapCase):
     def inputs(self, device: str) -> tuple[Tensor, ...]:
         generator = torch.Generator(device).manual_seed(0)
         x = self.map(generator)
+        parameters = self.squeeze(generator)
         with torch.no_grad():
-            # One channel of each pixel stands out: which is the largest, a rounding of two bytes does not decide.
+            # One channel of each pixel stands out, and gates are much alike: which channel is the largest, a rounding of
+            # two bytes does not decide.
             index = torch.randint(x.shape[1], (x.shape[0], 1, *x.shape[2:]), device=device, generator=generator)
-            x.scatter_(1, index, 6 + x.gather(1, index))
-        return x, *self.squeeze(generator), self.normal(generator, 1, 2, 7, 7, deviation=0.1)
+            x.scatter_(1, index, 8 + x.gather(1, index).abs())
+            for parameter in parameters[2:]:
+                parameter.mul_(0.1)
+        return x, *parameters, self.normal(generator, 1, 2, 7, 7, deviation=0.1)
 
     def reference(self, *inputs: Tensor) -> Tensor:
         return plain(*inputs)
