@@ -11,7 +11,7 @@ DECISIVE = (
 )  # fmt: skip
 
 _EXAMPLES = """examples:
-  python examples/train_sod.py                                   two CPU cores, about two minutes, generated images
+  python examples/train_sod.py                                   two CPU cores, some minutes, generated images
   python examples/train_sod.py --data DUTS-TR --size 352 --encoder seresnet50 --pretrained --lr 5e-4
                                --encoder-lr-scale 0.1 --batch-size 16 --steps 20000 --workers 8
   python examples/train_sod.py --resume                          goes on where Ctrl-C (or a full disk) stopped it
