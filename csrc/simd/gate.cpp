@@ -2,6 +2,7 @@
 // float, in double for double. The formulas stand in sod_ops/reference/gate.py.
 #include "gate.h"
 
+#include "matrix_sums.h"
 #include "vector.h"
 #include "write_run.h"
 // After vector.h, whose functions its template calls.
@@ -14,10 +15,6 @@ namespace {
 using simd::Accumulator;
 using simd::for_each_piece;
 using simd::Lanes;
-
-// Rows that are added up before their sum goes into the columns' totals, and columns before theirs goes into the row's:
-// the rounding error grows with rows / 32 and with columns / 512.
-constexpr int64_t kStretch = 32, kRun = 512;
 
 template <typename Acc>
 void sigmoid(const Acc* logits, int64_t n, Acc* gates, Acc* slopes) {
@@ -73,39 +70,27 @@ template <typename T, GateForm kForm, bool kStream>
 void backward_form(int64_t rows, int64_t columns, Matrix<const T> grad_y, Matrix<const T> x, const Accumulator<T>* row,
                    const Accumulator<T>* column, Matrix<T> grad_x, Accumulator<T>* row_sums,
                    Accumulator<T>* column_sums) {
-  using A = Accumulator<T>;
   using L = Lanes<T>;
-  A partial[kMatrixColumns];
-  std::fill(column_sums, column_sums + columns, A(0));
-  for (int64_t begin = 0; begin < rows; begin += kStretch) {
-    std::fill(partial, partial + columns, A(0));
-    for (int64_t r = begin; r < std::min(rows, begin + kStretch); ++r) {
+  simd::in_stretches(rows, columns, column_sums, [&](int64_t first, int64_t last, Accumulator<T>* partial) {
+    for (int64_t r = first; r < last; ++r) {
       const L of_row = L::fill(kForm == GateForm::column ? 0 : row[r]);
       const T *gradients = grad_y.data + r * grad_y.step, *values = x.data + r * x.step;
-      L sum = L::fill(0), total = sum;
-      int64_t end = kRun;
+      simd::RowSum<T> sum;
       simd::write_run<T, kStream>(grad_x.data + r * grad_x.step, columns, [&](int64_t c, int64_t count) {
         const L gradient = L::load(gradients + c, count);
         const auto gates = gates_of<T, kForm>(of_row, column + c, count);
         L product = gradient * L::load(values + c, count);
         if constexpr (kForm == GateForm::logits) product = product * gates.slope;
         if constexpr (kForm != GateForm::column) {
-          if (c >= end) {
-            total = total + sum;
-            sum = L::fill(0);
-            end += kRun;
-          }
-          sum = sum + product;
+          sum.next(c);
+          sum.run = sum.run + product;
         }
-        if constexpr (kForm != GateForm::row) {
-          (L::load_accumulators(partial + c, count) + product).store_accumulators(partial + c, count);
-        }
+        if constexpr (kForm != GateForm::row) simd::add_to<T>(partial + c, product, count);
         return gradient * gates.value;
       });
-      row_sums[r] = (total + sum).sum();
+      row_sums[r] = sum.sum();
     }
-    for (int64_t c = 0; c < columns; ++c) column_sums[c] += partial[c];
-  }
+  });
   if constexpr (kStream) simd::stream_fence();
 }
 

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "gather.h"
+#include "matrix_sums.h"
 #include "reduce.h"
 #include "vector.h"
 #include "write_run.h"
@@ -208,12 +209,6 @@ void over_columns(const T* x, int64_t step, int64_t rows, int64_t columns, Accum
   }
 }
 
-// Adds what stands at `other`, where there is something.
-template <typename T>
-inline Lanes<T> plus(const Lanes<T>& value, const T* other, int64_t count) {
-  return other == nullptr ? value : value + Lanes<T>::load(other, count);
-}
-
 template <typename T, bool kStream>
 void spread_columns_over_rows(int64_t rows, int64_t columns, const Accumulator<T>* all, const Accumulator<T>* first,
                               const int32_t* indices, const T* other, int64_t other_step, T* to, int64_t step) {
@@ -234,7 +229,7 @@ void spread_columns_over_rows(int64_t rows, int64_t columns, const Accumulator<T
                                        : row;
         value.v[i] = math::where(math::equal(at, row), chosen.v[i], others.v[i]);
       }
-      return plus<T>(value, beside == nullptr ? nullptr : beside + c, count);
+      return simd::plus<T>(value, beside == nullptr ? nullptr : beside + c, count);
     });
   }
 }
@@ -266,7 +261,7 @@ void spread_rows_over_columns(int64_t rows, int64_t columns, const Accumulator<T
         const I place(static_cast<Index<T>>(indices[r] - c - i * I::size()));
         value.v[i] = math::where(math::equal(lanes, place), chosen.v[i], others.v[i]);
       }
-      return plus<T>(value, beside == nullptr ? nullptr : beside + c, count);
+      return simd::plus<T>(value, beside == nullptr ? nullptr : beside + c, count);
     });
   }
 }

@@ -2,6 +2,7 @@
 // float, in double for double. The formulas stand in sod_ops/reference/scse.py.
 #include "scse.h"
 
+#include "matrix_sums.h"
 #include "vector.h"
 #include "write_run.h"
 
@@ -13,52 +14,15 @@ using simd::Accumulator;
 using simd::for_each_piece;
 using simd::Lanes;
 
-// Rows that are added up before their sum goes into the columns' totals, and columns before theirs goes into the row's:
-// the rounding error grows with rows / 32 and with columns / 512.
-constexpr int64_t kStretch = 32, kRun = 512;
-
-// body(first row, last row, partial sums of the columns), the latter added to `column_sums` after every stretch of
-// rows.
-template <typename A, typename Body>
-inline void in_stretches(int64_t rows, int64_t columns, A* column_sums, const Body& body) {
-  A partial[kMatrixColumns];
-  std::fill(column_sums, column_sums + columns, A(0));
-  for (int64_t begin = 0; begin < rows; begin += kStretch) {
-    std::fill(partial, partial + columns, A(0));
-    body(begin, std::min(rows, begin + kStretch), partial);
-    for (int64_t c = 0; c < columns; ++c) column_sums[c] += partial[c];
-  }
-}
-
-template <typename T>
-inline void add_to(Accumulator<T>* sums, const Lanes<T>& value, int64_t count) {
-  (Lanes<T>::load_accumulators(sums, count) + value).store_accumulators(sums, count);
-}
-
-// A row's sum, from runs of kRun.
-template <typename T>
-struct RowSum {
-  Lanes<T> total = Lanes<T>::fill(0), run = total;
-  int64_t end = kRun;
-
-  void next(int64_t column) {
-    if (column < end) return;
-    total = total + run;
-    run = Lanes<T>::fill(0);
-    end += kRun;
-  }
-  Accumulator<T> sum() const { return (total + run).sum(); }
-};
-
 template <typename T, bool kByRows>
 void squeeze_of(int64_t rows, int64_t columns, Matrix<const T> x, const Accumulator<T>* weight,
                 Accumulator<T>* row_sums, Accumulator<T>* column_sums) {
   using L = Lanes<T>;
-  in_stretches(rows, columns, column_sums, [&](int64_t first, int64_t last, Accumulator<T>* partial) {
+  simd::in_stretches(rows, columns, column_sums, [&](int64_t first, int64_t last, Accumulator<T>* partial) {
     for (int64_t r = first; r < last; ++r) {
       const T* row = x.data + r * x.step;
       const L of_row = L::fill(kByRows ? weight[r] : 0);
-      RowSum<T> sum;
+      simd::RowSum<T> sum;
       for_each_piece<T>(columns, [&](int64_t c, auto count) {
         const L value = L::load(row + c, count);
         sum.next(c);
@@ -67,7 +31,7 @@ void squeeze_of(int64_t rows, int64_t columns, Matrix<const T> x, const Accumula
           fmadd(value, of_row, L::load_accumulators(partial + c, count)).store_accumulators(partial + c, count);
         } else {
           sum.run = fmadd(value, L::load_accumulators(weight + c, count), sum.run);
-          add_to<T>(partial + c, value, count);
+          simd::add_to<T>(partial + c, value, count);
         }
       });
       row_sums[r] = sum.sum();
@@ -82,11 +46,6 @@ void squeeze(bool by_rows, int64_t rows, int64_t columns, Matrix<const T> x, con
   kernel(rows, columns, x, weight, row_sums, column_sums);
 }
 
-template <typename T>
-inline Lanes<T> plus(const Lanes<T>& value, const T* other, int64_t count) {
-  return other == nullptr ? value : value + Lanes<T>::load(other, count);
-}
-
 template <typename T, bool kStream>
 void backward_by_rows(int64_t rows, int64_t columns, Matrix<const T> x, const Accumulator<T>* weight,
                       const Accumulator<T>* channels, const Accumulator<T>* pixels, Matrix<const T> other,
@@ -96,12 +55,12 @@ void backward_by_rows(int64_t rows, int64_t columns, Matrix<const T> x, const Ac
     const T* row = x.data + r * x.step;
     const T* beside = other.data == nullptr ? nullptr : other.data + r * other.step;
     const L of_weight = L::fill(weight[r]), of_channel = L::fill(channels[r]);
-    RowSum<T> sum;
+    simd::RowSum<T> sum;
     simd::write_run<T, kStream>(grad_x.data + r * grad_x.step, columns, [&](int64_t c, int64_t count) {
       const L of_pixel = L::load_accumulators(pixels + c, count);
       sum.next(c);
       sum.run = fmadd(L::load(row + c, count), of_pixel, sum.run);
-      return plus<T>(fmadd(of_weight, of_pixel, of_channel), beside == nullptr ? nullptr : beside + c, count);
+      return simd::plus<T>(fmadd(of_weight, of_pixel, of_channel), beside == nullptr ? nullptr : beside + c, count);
     });
     sums[r] = sum.sum();
   }
@@ -113,16 +72,16 @@ void backward_by_columns(int64_t rows, int64_t columns, Matrix<const T> x, const
                          const Accumulator<T>* channels, const Accumulator<T>* pixels, Matrix<const T> other,
                          Matrix<T> grad_x, Accumulator<T>* sums) {
   using L = Lanes<T>;
-  in_stretches(rows, columns, sums, [&](int64_t first, int64_t last, Accumulator<T>* partial) {
+  simd::in_stretches(rows, columns, sums, [&](int64_t first, int64_t last, Accumulator<T>* partial) {
     for (int64_t r = first; r < last; ++r) {
       const T* row = x.data + r * x.step;
       const T* beside = other.data == nullptr ? nullptr : other.data + r * other.step;
       const L of_pixel = L::fill(pixels[r]);
       simd::write_run<T, kStream>(grad_x.data + r * grad_x.step, columns, [&](int64_t c, int64_t count) {
-        add_to<T>(partial + c, L::load(row + c, count) * of_pixel, count);
+        simd::add_to<T>(partial + c, L::load(row + c, count) * of_pixel, count);
         const L gradient =
             fmadd(L::load_accumulators(weight + c, count), of_pixel, L::load_accumulators(channels + c, count));
-        return plus<T>(gradient, beside == nullptr ? nullptr : beside + c, count);
+        return simd::plus<T>(gradient, beside == nullptr ? nullptr : beside + c, count);
       });
     }
   });
