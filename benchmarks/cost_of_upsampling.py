@@ -93,7 +93,8 @@ def main() -> int:
     device = open_device("cpu", cpuinfo.get_cpu_info().get("brand_raw", "CPU"))
     (clock,) = device.clocks
     slow = []
-    print(f"{tables.origin(results.provenance(device, get_commit_info()))}\n")
+    origin = results.provenance(device, get_commit_info())
+    print(f"{tables.origin(origin)}\n\n    {origin['command']}\n")
     print("| case | | plain, ms | own size, ms | chosen | its time over the better's |\n|---|---|---:|---:|---|---:|")
     for cell in GRID:
         _, branch, weight = cell.tensors()
