@@ -44,6 +44,8 @@ STABLE_TORCH_LIBRARY(sod_ops, m) {
   m.def("pyramid_upsample_concat(Tensor x, Tensor[] branches, bool align_corners, bool x_first) -> Tensor");
   m.def("pyramid_upsample_concat_backward(Tensor grad_output, SymInt[] branch_shapes, bool align_corners, bool x_first, bool channels_last) -> Tensor[]");
   m.def("pyramid_conv2d(Tensor y, Tensor[] products, bool align_corners, bool nearest) -> Tensor");
+  m.def("pyramid_conv2d_branches(Tensor? y, Tensor? bias, Tensor[] branches, Tensor[] weights, SymInt height, SymInt width, bool align_corners, bool nearest) -> Tensor");
+  m.def("pyramid_conv2d_branches_backward(Tensor grad_output, Tensor[] branches, Tensor[] weights, bool align_corners, bool nearest) -> Tensor[]");
   m.def("pyramid_conv2d_backward(Tensor grad_output, SymInt[] heights, SymInt[] widths, SymInt kernel_size, bool align_corners, bool nearest) -> Tensor[]");
   // clang-format on
 }

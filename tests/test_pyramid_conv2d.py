@@ -14,6 +14,7 @@ from tolerances import assert_accurate
 from torch import Tensor
 
 import sod_ops
+from sod_ops.ops import _branches_in_cache
 from sod_ops.ops._cost_of_upsampling import pays_before_upsampling
 from sod_ops.reference import pyramid_conv2d as reference
 
@@ -25,12 +26,19 @@ Size = tuple[int, int]
 
 @pytest.fixture(autouse=True)
 def at_their_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All branches, however cheap they were to upsample: the kernels are tested on small maps."""
+    """All branches, however cheap they were to upsample, and all in cache: the kernels are tested on small maps."""
     choose(monkeypatch, lambda *_: True)
+    place(monkeypatch, 1)
 
 
 def choose(monkeypatch: pytest.MonkeyPatch, pays: Callable[[Tensor, Tensor, tuple[int, int]], bool]) -> None:
     monkeypatch.setattr(sys.modules["sod_ops.ops.pyramid_conv2d"], "pays_before_upsampling", pays)
+
+
+def place(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """On the CPU, from how many columns on a branch's products stay in the cache, however many its channels."""
+    monkeypatch.setattr(sys.modules["sod_ops.ops.pyramid_conv2d"], "_COLUMNS_IN_CACHE", columns)
+    monkeypatch.setattr(sys.modules["sod_ops.ops.pyramid_conv2d"], "_CHANNELS_IN_CACHE", 1 << 20)
 
 
 class Case(NamedTuple):
@@ -200,6 +208,23 @@ def test_large(case: Case, options: dict[str, Any]) -> None:
     check(Backend("cpu", "cpu"), case, make(case), **options)
 
 
+@pytest.mark.parametrize("columns", [4, 1000], ids=["some in memory", "all in memory"])
+@pytest.mark.parametrize("case", [*CASES.values(), *LARGE.values()], ids=[*CASES, *LARGE])
+def test_products_in_memory(monkeypatch: pytest.MonkeyPatch, case: Case, columns: int) -> None:
+    place(monkeypatch, columns)
+    check(Backend("cpu", "cpu"), case, make(case))
+    check(Backend("cpu", "cpu"), case, make(case, torch.bfloat16), mode="nearest")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "slice"])
+@pytest.mark.parametrize("depth", [16, 21, 300, 530])
+def test_deep_branches(depth: int, layout: str) -> None:
+    """More channels than are multiplied at once, whole panels of them and not, and several rows that wait."""
+    case = Case((14, 23), ((depth, 7, 11), (depth + 1, 5, 3)), 3, 70, samples=3, layout=layout)
+    check(Backend("cpu", "cpu"), case, make(case))
+    check(Backend("cpu", "cpu"), case, make(case, torch.float64), mode="nearest")
+
+
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 @pytest.mark.parametrize("factor", [2, 3, 4, 8, 2.37])
 def test_factors(backend: Backend, factor: float, mode: str) -> None:
@@ -334,6 +359,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
     """Of the operators below the convolution and the matrix products, which are PyTorch's."""
     y = torch.randn(1, 150, 9, 13)
     products = [torch.randn(1, s, s, 9, 150) for s in (1, 2, 5)]
+    branches, weights = [torch.randn(1, 20, s, s) for s in (3, 9)], [torch.randn(150, 20, 3, 3) for _ in range(2)]
     threads = torch.get_num_threads()
     results = []
     try:
@@ -341,6 +367,11 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
             torch.set_num_threads(count)
             out = torch.ops.sod_ops.pyramid_conv2d(y, products, False, False)
             results.append([out, *torch.ops.sod_ops.pyramid_conv2d_backward(y, [1, 2, 5], [1, 2, 5], 3, False, False)])
+            out = torch.ops.sod_ops.pyramid_conv2d_branches(None, None, branches, weights, 40, 13, False, False)
+            results[-1] += [
+                out,
+                *torch.ops.sod_ops.pyramid_conv2d_branches_backward(out, branches, weights, False, False),
+            ]
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
@@ -403,6 +434,15 @@ def test_operators_pass_opcheck(kernel_backend: Backend, name: str) -> None:
     products = [torch.randn(2, s, s + 1, taps, 6, device=y.device, requires_grad=True) for s in (1, 3)]
     torch.library.opcheck(kernels.forward, (y, products, False, False))
     torch.library.opcheck(kernels.backward, (y.detach(), [1, 3], [2, 4], case.kernel, True, False))
+    if kernel_backend.name == "cpu":
+        branches = [torch.randn(2, 3, s, s + 1, requires_grad=True) for s in (1, 3)]
+        weights = [torch.randn(6, 3, case.kernel, case.kernel, requires_grad=True) for _ in branches]
+        bias = torch.randn(6, requires_grad=True)
+        pair = _branches_in_cache.KERNELS
+        for start in ((y, None), (None, bias), (None, None)):
+            torch.library.opcheck(pair.forward, (*start, branches, weights, *case.size, False, False))
+        detached = [[t.detach() for t in tensors] for tensors in (branches, weights)]
+        torch.library.opcheck(pair.backward, (y.detach(), *detached, True, False))
 
 
 def test_operators_called_directly_have_gradients(kernel_backend: Backend) -> None:
@@ -417,6 +457,23 @@ def test_operators_called_directly_have_gradients(kernel_backend: Backend) -> No
     torch.testing.assert_close(function(y, *products), reference.add_products(y, products, False, False))
     assert torch.autograd.gradcheck(function, (y, *products), fast_mode=True)
     assert torch.autograd.gradgradcheck(function, (y, *products), fast_mode=True)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+def test_operators_for_branches_called_directly_have_gradients(mode: str) -> None:
+    branches = [torch.randn(2, 3, s, s, dtype=torch.float64, requires_grad=True) for s in (1, 3)]
+    weights = [torch.randn(2, 3, 3, 3, dtype=torch.float64, requires_grad=True) for _ in branches]
+    bias = torch.randn(2, dtype=torch.float64, requires_grad=True)
+
+    def function(bias: Tensor, *tensors: Tensor) -> Tensor:
+        return _branches_in_cache.KERNELS.forward(
+            None, bias, list(tensors[:2]), list(tensors[2:]), 5, 4, False, mode == "nearest"
+        )
+
+    expected = reference.pyramid_conv2d(None, branches, torch.cat(weights, 1), bias, mode=mode, size=(5, 4))
+    torch.testing.assert_close(function(bias, *branches, *weights), expected)
+    assert torch.autograd.gradcheck(function, (bias, *branches, *weights), fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, (bias, *branches, *weights), fast_mode=True)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -446,8 +503,9 @@ def test_compile(backend: Backend, layout: str) -> None:
     namespace = {"cpu": "sod_ops.", "triton": "sod_ops_triton."}.get(backend.name)
     assert ([o for o in operators if o.startswith("sod_ops")] != []) == (namespace is not None)
     if namespace is not None:
-        assert f"{namespace}pyramid_conv2d.default" in operators
-        assert f"{namespace}pyramid_conv2d_backward.default" in operators
+        stem = "pyramid_conv2d_branches" if backend.name == "cpu" else "pyramid_conv2d"
+        assert f"{namespace}{stem}.default" in operators
+        assert f"{namespace}{stem}_backward.default" in operators
 
 
 def test_compile_with_inductor_inside_a_model() -> None:
@@ -581,3 +639,42 @@ def test_operators_refuse_what_would_read_out_of_bounds() -> None:
     for heights, widths, kernel in (([1, 2], [1], 3), ([0], [1], 3), ([1], [1], 5), ([1], [-1], 1)):
         with pytest.raises(RuntimeError, match="pyramid_conv2d"):
             torch.ops.sod_ops.pyramid_conv2d_backward(y, heights, widths, kernel, False, False)
+
+
+def test_operators_for_branches_refuse_what_would_read_out_of_bounds() -> None:
+    y, branch, weight, bias = T(2, 6, 5, 4), T(2, 3, 2, 2), T(6, 3, 3, 3), T(6)
+    forward, backward = torch.ops.sod_ops.pyramid_conv2d_branches, torch.ops.sod_ops.pyramid_conv2d_branches_backward
+    for branches, weights in (
+        ([], []),
+        ([branch], []),
+        ([branch[0]], [weight]),
+        ([branch[:1]], [weight]),
+        ([branch, branch[:1]], [weight, weight]),
+        ([branch[:, :2]], [weight]),
+        ([branch], [weight[:5]]),
+        ([branch], [weight[:, :, :2]]),
+        ([branch], [weight.double()]),
+        ([branch], [T(6, 3, 5, 5)]),
+        ([T(2, 3, 4, 4)[:, :, ::2, ::2]], [weight]),
+        ([T(2, 3, 0, 2)], [weight]),
+    ):
+        with pytest.raises(RuntimeError, match="pyramid_conv2d"):
+            forward(y, None, branches, weights, 5, 4, False, False)
+        with pytest.raises(RuntimeError, match="pyramid_conv2d"):
+            backward(y, branches, weights, False, False)
+    for start in (
+        (y[0], None),
+        (y[:, :5], None),
+        (y, bias),
+        (y.double(), None),
+        (None, bias[:5]),
+        (None, bias.double()),
+    ):
+        with pytest.raises(RuntimeError, match="pyramid_conv2d"):
+            forward(*start, [branch], [weight], 5, 4, False, False)
+    with pytest.raises(RuntimeError, match="pyramid_conv2d"):
+        forward(y, None, [branch], [weight], 5, 5, False, False)
+    with pytest.raises(RuntimeError, match="pyramid_conv2d"):
+        forward(None, None, [branch], [weight], -1, 5, False, False)
+    with pytest.raises(RuntimeError, match="pyramid_conv2d"):
+        backward(y[:, :5], [branch], [weight], False, False)

@@ -7,11 +7,14 @@
 //   out[Y, X]   = y[Y, X] + sum over ky and u of A[Y + ky - p, u] r(ky, u)[X]
 // where positions outside of the map add nothing. A row Y + ky - p reads at most two rows u of each branch, neighbours:
 // one buffer r for even u and one for odd u is all that is kept, and each r is computed once. All loops run over
-// channels innermost, a block of them at a time.
+// channels innermost, a block of them at a time. A branch comes with its products t, or is multiplied here: a row of it
+// by a row of taps at a time, just before r(ky, u) is computed from them, so that t never leaves the cache.
 #include "pyramid_conv2d.h"
 
 #include <algorithm>
+#include <vector>
 
+#include "panel_product.h"
 #include "transpose.h"
 #include "vector.h"
 
@@ -22,6 +25,7 @@ namespace {
 using math::Tap;
 using simd::Accumulator;
 using simd::for_each_piece;
+using simd::kPanelDepth;
 using simd::Lanes;
 using simd::Vectorized;
 
@@ -85,10 +89,81 @@ void add_up(int64_t channels, const Weighted<A>* terms, int64_t count, A* to) {
   });
 }
 
-// r(ky, u) of one branch.
+// Row u of a branch times a row of taps: products[x, kx, c], kStep numbers from tap to tap.
+template <typename T>
+void multiply_row(const TapShape& shape, const TapMap<T>& branch, int64_t ky, int64_t u, Accumulator<T>* products) {
+  constexpr int64_t panel = kTapPanel<T>;
+  const int64_t step = row_step<T>(branch.width), taps = shape.kernel * shape.kernel;
+  const Accumulator<T>* row = branch.branch + u * branch.depth * step;
+  for (int64_t c = 0; c < shape.channels; c += panel) {
+    for (int64_t kx = 0; kx < shape.kernel; ++kx) {
+      const auto* of_tap = branch.panels + (c / panel * taps + ky * shape.kernel + kx) * branch.depth * panel;
+      for (int64_t k = 0; k < branch.depth; k += kPanelDepth) {
+        simd::multiply_panel<Accumulator<T>>({row + k * step, 1, step}, branch.width, of_tap + k * panel,
+                                             std::min(kPanelDepth, branch.depth - k), products + kx * kStep + c,
+                                             shape.kernel * kStep, k > 0);
+      }
+    }
+  }
+}
+
+template <typename T>
+void pack_row(PlaneSteps<const T> row, int64_t depth, int64_t width, Accumulator<T>* to) {
+  using A = Accumulator<T>;
+  const int64_t step = row_step<T>(width);
+  if (row.channel != 1) {
+    for (int64_t k = 0; k < depth; ++k) {
+      const T* from = row.data + k * row.channel;
+      if constexpr (std::is_same_v<T, A>) {
+        std::copy_n(from, width, to + k * step);
+      } else {
+        for_each_piece<T>(width, [&](int64_t x, auto piece) {
+          Lanes<T>::load(from + x, piece).store_accumulators(to + k * step + x, piece);
+        });
+      }
+    }
+    return;
+  }
+  constexpr int64_t tile = Vectorized<A>::size();
+  int64_t k = 0;
+  for (; k + tile <= depth; k += tile) {
+    for (int64_t x = 0; x < width; x += tile) {
+      // Beyond the width there is room up to `step`, which is a whole number of tiles.
+      A pixels[tile * tile] = {};
+      for (int64_t i = 0; i < std::min(tile, width - x); ++i) {
+        const T* from = row.data + (x + i) * row.column + k;
+        for (int64_t c = 0; c < tile; ++c) pixels[i * tile + c] = static_cast<A>(from[c]);
+      }
+      Vectorized<A> channels[tile];
+      simd::transpose(pixels, tile, channels);
+      for (int64_t c = 0; c < tile; ++c) channels[c].store(to + (k + c) * step + x);
+    }
+  }
+  for (; k < depth; ++k) {
+    for (int64_t x = 0; x < width; ++x) to[k * step + x] = static_cast<A>(row.data[x * row.column + k]);
+  }
+}
+
+template <typename T>
+void pack(TapWeight<T> weight, int64_t first, Accumulator<T>* panel) {
+  using A = Accumulator<T>;
+  constexpr int64_t size = kTapPanel<T>;
+  const int64_t kernel = weight.taps == 1 ? 1 : kTapKernel, channels = std::min(size, weight.channels - first);
+  const T* from = weight.data + first * weight.channel_step;
+  for (int64_t k = 0; k < weight.depth; ++k) {
+    for (int64_t tap = 0; tap < weight.taps; ++tap) {
+      const T* at = from + k * weight.depth_step + tap / kernel * weight.row_step + tap % kernel * weight.column_step;
+      A* to = panel + (tap * weight.depth + k) * size;
+      for (int64_t c = 0; c < channels; ++c) to[c] = static_cast<A>(at[c * weight.channel_step]);
+      for (int64_t c = channels; c < size; ++c) to[c] = A(0);
+    }
+  }
+}
+
+// r(ky, u) of one branch from its products with a row of taps: `from`, at pixel 0 and tap 0 of the two rows.
 template <typename A>
-void widen_row(const TapShape& shape, const TapMap<A>& branch, int64_t ky, int64_t u, A* r) {
-  const A* from = branch.data + u * branch.width * branch.pixel_step + ky * shape.kernel * branch.tap_step;
+void widen_row(const TapShape& shape, const A* from, int64_t width, int64_t pixel_step, int64_t tap_step,
+               const Tap<A>* columns, A* r) {
   const int64_t pad = shape.kernel / 2;
   int64_t fetched = 0;
   for (int64_t x = 0; x < shape.width; ++x) {
@@ -96,20 +171,20 @@ void widen_row(const TapShape& shape, const TapMap<A>& branch, int64_t ky, int64
     const int64_t last = std::min(shape.kernel, shape.width + pad - x);
     // A block's part of a pixel's taps is too short, and too far from the next pixel's, for the processor to see a
     // stream.
-    for (const int64_t end = std::min(branch.columns[x].index1 + kAhead, branch.width); fetched < end; ++fetched) {
-      const A* next = from + fetched * branch.pixel_step;
+    for (const int64_t end = std::min(columns[x].index1 + kAhead, width); fetched < end; ++fetched) {
+      const A* next = from + fetched * pixel_step;
       for (int64_t kx = 0; kx < shape.kernel; ++kx) {
         for (int64_t c = 0; c < shape.channels; c += kCacheLine / sizeof(A))
-          __builtin_prefetch(next + kx * branch.tap_step + c);
+          __builtin_prefetch(next + kx * tap_step + c);
       }
     }
     Weighted<A> terms[2 * kTapKernel];
     int64_t count = 0;
     for (int64_t kx = first; kx < last; ++kx) {
-      const Tap<A>& tap = branch.columns[x + kx - pad];
-      const A* at = from + kx * branch.tap_step;
-      terms[count++] = {at + tap.index0 * branch.pixel_step, tap.weight0};
-      if (tap.weight1 != 0) terms[count++] = {at + tap.index1 * branch.pixel_step, tap.weight1};
+      const Tap<A>& tap = columns[x + kx - pad];
+      const A* at = from + kx * tap_step;
+      terms[count++] = {at + tap.index0 * pixel_step, tap.weight0};
+      if (tap.weight1 != 0) terms[count++] = {at + tap.index1 * pixel_step, tap.weight1};
     }
     add_up(shape.channels, terms, count, r + x * kStep);
   }
@@ -124,20 +199,23 @@ int64_t tiled(int64_t width) {
   return (width + kTile<A> - 1) / kTile<A> * kTile<A>;
 }
 
-// out[x] = y[x] + sum over rows of weight * row[x], for the x and channels of one output row. A tile of columns is read
-// whole, and the row buffers have room for that behind them.
+// out[x] = y[x] + sum over rows of weight * row[x], for the x and channels of one output row; bias for y[x] where y has
+// no data. Pixels of a row lie `pixel_step` apart. A tile of columns is read whole, and the row buffers have room for
+// that behind them.
 template <typename T>
-void add_rows(const TapShape& shape, const Weighted<Accumulator<T>>* rows, int64_t count, PlaneSteps<const T> y,
-              PlaneSteps<T> out, Accumulator<T>* sums) {
+void add_rows(const TapShape& shape, const Weighted<Accumulator<T>>* rows, int64_t count, int64_t pixel_step,
+              PlaneSteps<const T> y, const T* bias, PlaneSteps<T> out, Accumulator<T>* sums) {
   using A = Accumulator<T>;
   using V = Vectorized<A>;
   if (out.channel == 1) {
     Weighted<A> terms[kTapRows];
     for (int64_t x = 0; x < shape.width; ++x) {
-      for (int64_t i = 0; i < count; ++i) terms[i] = {rows[i].data + x * kStep, rows[i].weight};
+      for (int64_t i = 0; i < count; ++i) terms[i] = {rows[i].data + x * pixel_step, rows[i].weight};
       add_up(shape.channels, terms, count, sums);
       for_each_piece<T>(shape.channels, [&](int64_t c, auto piece) {
-        const auto before = Lanes<T>::load(y.data + x * y.column + c, piece);
+        const auto before = y.data ? Lanes<T>::load(y.data + x * y.column + c, piece)
+                            : bias ? Lanes<T>::load(bias + c, piece)
+                                   : Lanes<T>::fill(0);
         (before + Lanes<T>::load_accumulators(sums + c, piece)).store(out.data + x * out.column + c, piece);
       });
     }
@@ -150,32 +228,45 @@ void add_rows(const TapShape& shape, const Weighted<Accumulator<T>>* rows, int64
       V columns[tile];
       for (V& column : columns) column = V(0);
       for (int64_t i = 0; i < count; ++i) {
-        const A* from = rows[i].data + x * kStep + first;
+        const A* from = rows[i].data + x * pixel_step + first;
         const V weight(rows[i].weight);
-        for (int64_t k = 0; k < tile; ++k) columns[k] = at::vec::fmadd(V::loadu(from + k * kStep), weight, columns[k]);
+        for (int64_t k = 0; k < tile; ++k) {
+          columns[k] = at::vec::fmadd(V::loadu(from + k * pixel_step), weight, columns[k]);
+        }
       }
       simd::transpose(columns);
       for (int64_t c = 0; c < tile; ++c) columns[c].store(sums + c * step + x);
     }
     for (int64_t c = 0; c < std::min(tile, shape.channels - first); ++c) {
       const T* before = y.data + (first + c) * y.channel;
+      const auto constant = Lanes<T>::fill(bias ? static_cast<A>(bias[first + c]) : A(0));
       T* to = out.data + (first + c) * out.channel;
       for_each_piece<T>(shape.width, [&](int64_t x, auto part) {
-        (Lanes<T>::load(before + x, part) + Lanes<T>::load_accumulators(sums + c * step + x, part)).store(to + x, part);
+        const auto start = y.data ? Lanes<T>::load(before + x, part) : constant;
+        (start + Lanes<T>::load_accumulators(sums + c * step + x, part)).store(to + x, part);
       });
     }
   }
 }
 
 template <typename T>
-void add(TapShape shape, const TapMap<Accumulator<T>>* branches, int64_t count, PlaneSteps<const T> y,
-         PlaneSteps<T> out, Accumulator<T>* scratch) {
+void add(TapShape shape, const TapMap<T>* branches, int64_t count, int64_t first_row, int64_t last_row,
+         PlaneSteps<const T> y, const T* bias, PlaneSteps<T> out, Accumulator<T>* scratch, Accumulator<T>* multiplied) {
   using A = Accumulator<T>;
   RowBuffers<A> buffers(shape, count, scratch);
   A* sums = scratch + count * shape.kernel * 2 * shape.width * kStep;
   Weighted<A> rows[kTapRows];
   const int64_t pad = shape.kernel / 2;
-  for (int64_t row = 0; row < shape.height; ++row) {
+  const auto fill = [&](const TapMap<T>& branch, int64_t ky, int64_t u, A* r) {
+    if (branch.data) {
+      const A* from = branch.data + u * branch.width * branch.pixel_step + ky * shape.kernel * branch.tap_step;
+      widen_row(shape, from, branch.width, branch.pixel_step, branch.tap_step, branch.columns, r);
+    } else {
+      multiply_row(shape, branch, ky, u, multiplied);
+      widen_row<A>(shape, multiplied, branch.width, shape.kernel * kStep, kStep, branch.columns, r);
+    }
+  };
+  for (int64_t row = first_row; row < last_row; ++row) {
     int64_t used = 0;
     for (int64_t b = 0; b < count; ++b) {
       for (int64_t ky = 0; ky < shape.kernel; ++ky) {
@@ -185,7 +276,7 @@ void add(TapShape shape, const TapMap<Accumulator<T>>* branches, int64_t count, 
         const auto use = [&](int64_t u, A weight) {
           if (weight == 0) return;
           if (buffers.held(b, ky, u) != u) {
-            widen_row(shape, branches[b], ky, u, buffers.row(b, ky, u));
+            fill(branches[b], ky, u, buffers.row(b, ky, u));
             buffers.held(b, ky, u) = u;
           }
           rows[used++] = {buffers.row(b, ky, u), weight};
@@ -194,30 +285,31 @@ void add(TapShape shape, const TapMap<Accumulator<T>>* branches, int64_t count, 
         use(tap.index1, tap.weight1);
       }
     }
-    add_rows<T>(shape, rows, used, {y.data + row * y.row, y.channel, y.row, y.column},
+    add_rows<T>(shape, rows, used, kStep, {y.data + row * y.row, y.channel, y.row, y.column}, bias,
                 {out.data + row * out.row, out.channel, out.row, out.column}, sums);
   }
 }
 
-// The products' gradients at row u of one branch for one ky, from that of r(ky, u).
+// The products' gradients at a row of one branch for one row of taps, from that of r(ky, u): `to`, at pixel 0 and tap 0
+// of the two rows.
 template <typename A>
-void narrow_row(const TapShape& shape, const TapMap<A>& branch, int64_t ky, int64_t u, const A* r) {
-  A* to = branch.data + u * branch.width * branch.pixel_step + ky * shape.kernel * branch.tap_step;
+void narrow_row(const TapShape& shape, const A* r, int64_t width, int64_t pixel_step, int64_t tap_step,
+                const Tap<A>* columns, A* to) {
   const int64_t pad = shape.kernel / 2;
   constexpr int64_t kTerms = 64;
   int64_t begin = 0;  // the first column that reads v or a later one
-  for (int64_t v = 0; v < branch.width; ++v) {
-    while (begin < shape.width && branch.columns[begin].index1 < v) ++begin;
+  for (int64_t v = 0; v < width; ++v) {
+    while (begin < shape.width && columns[begin].index1 < v) ++begin;
     int64_t end = begin;
-    while (end < shape.width && branch.columns[end].index0 <= v) ++end;
+    while (end < shape.width && columns[end].index0 <= v) ++end;
     for (int64_t kx = 0; kx < shape.kernel; ++kx) {
       // Column `position` was read for the output column position - kx + pad.
       const int64_t first = std::max(begin, kx - pad), last = std::min(end, shape.width + kx - pad);
-      A* sums = to + v * branch.pixel_step + kx * branch.tap_step;
+      A* sums = to + v * pixel_step + kx * tap_step;
       Weighted<A> terms[kTerms + 1];
       int64_t count = 0;
       for (int64_t position = first; position < last; ++position) {
-        const Tap<A>& tap = branch.columns[position];
+        const Tap<A>& tap = columns[position];
         const A weight = (tap.index0 == v ? tap.weight0 : A(0)) + (tap.index1 == v ? tap.weight1 : A(0));
         if (weight == 0) continue;
         if (count == kTerms) {
@@ -233,14 +325,15 @@ void narrow_row(const TapShape& shape, const TapMap<A>& branch, int64_t ky, int6
   }
 }
 
-// One row of the incoming gradient, channels innermost.
+// One row of a map, channels innermost and pixels `pixel_step` apart.
 template <typename T>
-void load_row(const TapShape& shape, PlaneSteps<const T> grad, Accumulator<T>* row, Accumulator<T>* planes) {
+void load_row(const TapShape& shape, PlaneSteps<const T> grad, int64_t pixel_step, Accumulator<T>* row,
+              Accumulator<T>* planes) {
   using A = Accumulator<T>;
   if (grad.channel == 1) {
     for (int64_t x = 0; x < shape.width; ++x) {
       for_each_piece<T>(shape.channels, [&](int64_t c, auto piece) {
-        Lanes<T>::load(grad.data + x * grad.column + c, piece).store_accumulators(row + x * kStep + c, piece);
+        Lanes<T>::load(grad.data + x * grad.column + c, piece).store_accumulators(row + x * pixel_step + c, piece);
       });
     }
     return;
@@ -261,37 +354,137 @@ void load_row(const TapShape& shape, PlaneSteps<const T> grad, Accumulator<T>* r
       simd::transpose(planes + x, step, columns);
       for (int64_t i = 0; i < tile; ++i) columns[i].store(pixels + i * tile);
       for (int64_t i = 0; i < std::min(tile, shape.width - x); ++i) {
-        Lanes<A>::load(pixels + i * tile, piece).store(row + (x + i) * kStep + first, piece);
+        Lanes<A>::load(pixels + i * tile, piece).store(row + (x + i) * pixel_step + first, piece);
       }
     }
   });
 }
 
-// The products' gradients at a row that no output row reads.
+// What the gradients of the products with one row of taps, [pixels, kx, kStep], add to the gradients of the branch's
+// pixels from `first` on and of the weight.
 template <typename A>
-void clear_row(const TapShape& shape, const TapMap<A>& branch, int64_t ky, int64_t u) {
-  for (int64_t i = 0; i < branch.width * shape.kernel; ++i) {
-    const int64_t v = i / shape.kernel, tap = ky * shape.kernel + i % shape.kernel;
-    A* to = branch.data + (u * branch.width + v) * branch.pixel_step + tap * branch.tap_step;
-    std::fill(to, to + shape.channels, A(0));
+void add_products(const TapShape& shape, const TapSums<A>& sums, int64_t ky, int64_t first, int64_t pixels,
+                  int64_t all_pixels, const A* products) {
+  constexpr int64_t panel = kPanel<A>;
+  const int64_t taps = shape.kernel * shape.kernel, pixel_step = shape.kernel * kStep;
+  for (int64_t kx = 0; kx < shape.kernel; ++kx) {
+    const A* of_tap = products + kx * kStep;
+    for (int64_t p = 0; p < sums.panels; ++p) {
+      const int64_t tap = (p * taps + ky * shape.kernel + kx) * sums.out_channels * panel;
+      const int64_t pixel = (p * all_pixels + first) * panel;
+      simd::multiply_panel<A>({of_tap, pixel_step, 1}, pixels, sums.weight + tap, shape.channels,
+                              sums.grad_branch + pixel, panel, true);
+      for (int64_t k = 0; k < pixels; k += kPanelDepth) {
+        simd::multiply_panel<A>({of_tap + k * pixel_step, 1, pixel_step}, shape.channels,
+                                sums.pixels + pixel + k * panel, std::min(kPanelDepth, pixels - k),
+                                sums.grad_weight + tap, panel, true);
+      }
+    }
+  }
+}
+
+// Takes the rows of the gradients of one branch's products with one row of taps, from the first to the last: to where
+// they are wanted, or some at a time to the products with them.
+template <typename T>
+class ProductRows {
+ public:
+  using A = Accumulator<T>;
+
+  ProductRows(const TapShape& shape, const TapMap<T>& branch, int64_t ky, A* waiting)
+      : shape_(shape), branch_(branch), ky_(ky), waiting_(waiting) {}
+
+  // The next row, from that of r(ky, u).
+  void take(const A* r) {
+    narrow_row(shape_, r, branch_.width, pixel_step(), tap_step(), branch_.columns, next());
+    taken();
+  }
+
+  // Next rows up to `end`, which no row of the output reads.
+  void clear_to(int64_t end) {
+    while (row_ + count_ < end) {
+      A* to = next();
+      for (int64_t v = 0; v < branch_.width; ++v) {
+        for (int64_t kx = 0; kx < shape_.kernel; ++kx) {
+          std::fill_n(to + v * pixel_step() + kx * tap_step(), shape_.channels, A(0));
+        }
+      }
+      taken();
+    }
+  }
+
+  void flush() {
+    if (!branch_.data && count_ > 0) {
+      add_products(shape_, branch_.sums, ky_, row_ * branch_.width, count_ * branch_.width,
+                   branch_.height * branch_.width, waiting_);
+    }
+    row_ += count_;
+    count_ = 0;
+  }
+
+ private:
+  int64_t pixel_step() const { return branch_.data ? branch_.pixel_step : shape_.kernel * kStep; }
+  int64_t tap_step() const { return branch_.data ? branch_.tap_step : kStep; }
+
+  A* next() const {
+    if (!branch_.data) return waiting_ + count_ * branch_.width * pixel_step();
+    return branch_.data + (row_ + count_) * branch_.width * branch_.pixel_step + ky_ * shape_.kernel * branch_.tap_step;
+  }
+
+  void taken() {
+    if (++count_ == waiting_rows(branch_.width)) flush();
+  }
+
+  TapShape shape_;
+  const TapMap<T>& branch_;
+  int64_t ky_;
+  A* waiting_;
+  int64_t row_ = 0;    // the first that waits
+  int64_t count_ = 0;  // how many wait
+};
+
+// sums[x] = or += weight * row[x] for the x and channels of one row.
+template <typename A>
+void accumulate_row(const TapShape& shape, const A* row, A weight, bool add, A* sums) {
+  const auto factor = Lanes<A>::fill(weight);
+  for (int64_t x = 0; x < shape.width; ++x) {
+    for_each_piece<A>(shape.channels, [&](int64_t c, auto piece) {
+      const auto value = Lanes<A>::load(row + x * kStep + c, piece);
+      A* sum = sums + x * kStep + c;
+      (add ? fmadd(value, factor, Lanes<A>::load(sum, piece)) : value * factor).store(sum, piece);
+    });
   }
 }
 
 template <typename T>
-void gradients(TapShape shape, const TapMap<Accumulator<T>>* branches, int64_t count, PlaneSteps<const T> grad,
-               Accumulator<T>* scratch) {
+void gradients(TapShape shape, const TapMap<T>* branches, int64_t count, PlaneSteps<const T> grad,
+               Accumulator<T>* scratch, Accumulator<T>* waiting) {
   using A = Accumulator<T>;
   RowBuffers<A> buffers(shape, count, scratch);
   A* row = scratch + count * shape.kernel * 2 * shape.width * kStep;
   A* planes = row + shape.width * kStep;
   const int64_t pad = shape.kernel / 2;
-  int64_t next[kTapBranches * kTapKernel] = {};  // rows of each branch and ky that have been begun
-  const auto skip_to = [&](int64_t b, int64_t ky, int64_t u) {
-    int64_t& begun = next[b * shape.kernel + ky];
-    for (; begun < u; ++begun) clear_row(shape, branches[b], ky, begun);
+  std::vector<ProductRows<T>> products;  // of each branch and ky
+  for (int64_t b = 0; b < count; ++b) {
+    const int64_t size = waiting_scratch(shape, branches[b].width) / shape.kernel;
+    for (int64_t ky = 0; ky < shape.kernel; ++ky) {
+      products.emplace_back(shape, branches[b], ky, waiting);
+      if (!branches[b].data) waiting += size;
+    }
+  }
+  const auto finish = [&](int64_t b, int64_t ky, int64_t parity) {
+    int64_t& held = buffers.held(b, ky, parity);
+    if (held < 0) return;
+    products[b * shape.kernel + ky].take(buffers.row(b, ky, parity));
+    held = -1;
   };
+  const auto finish_all = [&](int64_t b, int64_t ky) {
+    const int64_t older = buffers.held(b, ky, 0) < buffers.held(b, ky, 1) ? 0 : 1;
+    finish(b, ky, older);
+    finish(b, ky, 1 - older);
+  };
+  std::vector<int64_t> begun(count * shape.kernel, 0);  // rows of each branch and ky
   for (int64_t y = 0; y < shape.height; ++y) {
-    load_row<T>(shape, {grad.data + y * grad.row, grad.channel, grad.row, grad.column}, row, planes);
+    load_row<T>(shape, {grad.data + y * grad.row, grad.channel, grad.row, grad.column}, kStep, row, planes);
     for (int64_t b = 0; b < count; ++b) {
       for (int64_t ky = 0; ky < shape.kernel; ++ky) {
         const int64_t position = y + ky - pad;
@@ -299,23 +492,21 @@ void gradients(TapShape shape, const TapMap<Accumulator<T>>* branches, int64_t c
         const Tap<A>& tap = branches[b].rows[position];
         const auto use = [&](int64_t u, A weight) {
           if (weight == 0) return;
-          A* sums = buffers.row(b, ky, u);
           int64_t& held = buffers.held(b, ky, u);
           const bool fresh = held != u;
           if (fresh) {
-            if (held >= 0) narrow_row(shape, branches[b], ky, held, sums);
-            skip_to(b, ky, u);
-            ++next[b * shape.kernel + ky];
+            int64_t& next = begun[b * shape.kernel + ky];
+            if (next < u) {
+              // Rows are read from the first to the last: those that are held are complete.
+              finish_all(b, ky);
+              products[b * shape.kernel + ky].clear_to(u);
+            } else {
+              finish(b, ky, u % 2);
+            }
+            next = u + 1;
             held = u;
           }
-          const auto factor = Lanes<A>::fill(weight);
-          for (int64_t x = 0; x < shape.width; ++x) {
-            for_each_piece<A>(shape.channels, [&](int64_t c, auto piece) {
-              const auto value = Lanes<A>::load(row + x * kStep + c, piece);
-              A* sum = sums + x * kStep + c;
-              (fresh ? value * factor : fmadd(value, factor, Lanes<A>::load(sum, piece))).store(sum, piece);
-            });
-          }
+          accumulate_row(shape, row, weight, !fresh, buffers.row(b, ky, u));
         };
         use(tap.index0, tap.weight0);
         use(tap.index1, tap.weight1);
@@ -324,18 +515,51 @@ void gradients(TapShape shape, const TapMap<Accumulator<T>>* branches, int64_t c
   }
   for (int64_t b = 0; b < count; ++b) {
     for (int64_t ky = 0; ky < shape.kernel; ++ky) {
-      skip_to(b, ky, branches[b].height);
-      for (int64_t parity = 0; parity < 2; ++parity) {
-        const int64_t held = buffers.held(b, ky, parity);
-        if (held >= 0) narrow_row(shape, branches[b], ky, held, buffers.row(b, ky, parity));
-      }
+      finish_all(b, ky);
+      products[b * shape.kernel + ky].clear_to(branches[b].height);
+      products[b * shape.kernel + ky].flush();
+    }
+  }
+}
+
+template <typename T>
+void pack_pixels(PlaneSteps<const T> branch, int64_t channels, int64_t height, int64_t width, Accumulator<T>* panel,
+                 Accumulator<T>* scratch) {
+  constexpr int64_t size = kTapPanel<T>;
+  const TapShape shape{channels, 1, width, 1};
+  if (channels < size) std::fill_n(panel, height * width * size, Accumulator<T>(0));
+  for (int64_t y = 0; y < height; ++y) {
+    load_row<T>(shape, {branch.data + y * branch.row, branch.channel, branch.row, branch.column}, size,
+                panel + y * width * size, scratch);
+  }
+}
+
+template <typename T>
+void store_pixels(TapShape shape, const Accumulator<T>* rows, int64_t count, int64_t apart, PlaneSteps<T> out,
+                  Accumulator<T>* scratch) {
+  using A = Accumulator<T>;
+  Weighted<A> terms[kTapRows];
+  for (int64_t i = 0; i < count; ++i) terms[i] = {rows + i * apart, A(1)};
+  add_rows<T>(shape, terms, count, kTapPanel<T>, {}, nullptr, out, scratch);
+}
+
+template <typename T>
+void store_weight(const Accumulator<T>* sums, int64_t count, int64_t apart, int64_t out_channels, int64_t taps,
+                  int64_t depth, T* out) {
+  constexpr int64_t panel = kTapPanel<T>;
+  for (int64_t c = 0; c < depth; ++c) {
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const Accumulator<T>* from = sums + (c / panel * taps + tap) * out_channels * panel + c % panel;
+      Accumulator<T> sum = 0;
+      for (int64_t i = 0; i < count; ++i) sum += from[i * apart];
+      out[c * taps + tap] = static_cast<T>(sum);
     }
   }
 }
 
 template <typename T>
 constexpr TapKernels<T> tap_kernels() {
-  return {add<T>, gradients<T>};
+  return {add<T>, pack_row<T>, pack<T>, gradients<T>, pack_pixels<T>, store_pixels<T>, store_weight<T>};
 }
 
 }  // namespace

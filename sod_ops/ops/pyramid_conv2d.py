@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sod_ops.backends import Kernels
+from sod_ops.ops import _branches_in_cache
 from sod_ops.ops._check_pyramid_conv2d import check_call
 from sod_ops.ops._cost_of_upsampling import pays_before_upsampling
 from sod_ops.ops._operators import below_autograd, reference_gradients, register, transforms_active
@@ -18,6 +19,10 @@ _TWO_BYTES = (torch.bfloat16, torch.float16)
 # On a CPU, up to so many pixels of a branch (of all samples) are multiplied with a 3x3 kernel as it lies in memory, in the
 # forward and for the gradient of the weight. Sorting the kernel by taps costs as much as 100 pixels' products.
 _FEW_PIXELS, _FEW_PIXELS_OF_GRADIENT = 48, 24
+# On a CPU, a branch of at least so many columns and at most so many channels is multiplied where its products are added up,
+# a row at a time, and they never go through memory. Shorter rows keep the multipliers waiting for the weight, and a weight
+# of more channels the sums of its gradient.
+_COLUMNS_IN_CACHE, _CHANNELS_IN_CACHE = 16, 256
 
 
 class _Options(NamedTuple):
@@ -156,17 +161,43 @@ def _forward(
 ) -> Tensor:
     """The second form of sod_ops/reference/pyramid_conv2d.py, in operators that autograd knows."""
     of_x, of_branches = options.channels(x, branches)
+    y = None
     if x is not None and x.shape[1]:
         y = functional.conv2d(x, weight[:, of_x], bias, padding=options.padding)
-    else:
+        bias = None
+    in_cache, in_memory = _by_place(kernels, branches)
+    if in_cache:
+        maps, weights = [_walkable(branches[i]) for i in in_cache], [weight[:, of_branches[i]] for i in in_cache]
+        before = None if y is None else _dense(y)
+        y = _branches_in_cache.KERNELS.forward(
+            before, bias, maps, weights, *options.size, options.align_corners, options.nearest
+        )
+    elif y is None:
         # Without channels of x, which conv2d makes an output without channels of.
         y = weight.new_zeros((branches[0].shape[0], weight.shape[0], *options.size))
         if bias is not None:
             y = y + bias.view(1, -1, 1, 1)
-    if not branches:
+    if not in_memory:
         return y
-    products = [_product(branch, weight[:, of]) for branch, of in zip(branches, of_branches, strict=True)]
+    products = [_product(branches[i], weight[:, of_branches[i]]) for i in in_memory]
     return kernels.forward(_dense(y), products, options.align_corners, options.nearest)
+
+
+def _by_place(kernels: Kernels, branches: Sequence[Tensor]) -> tuple[list[int], list[int]]:
+    """Which branches are multiplied where their products are added up, and which have products in memory."""
+    if kernels.forward is not torch.ops.sod_ops.pyramid_conv2d.default:
+        return [], list(range(len(branches)))
+    in_cache: list[int] = []
+    in_memory: list[int] = []
+    for i, branch in enumerate(branches):
+        fits = branch.shape[3] >= _COLUMNS_IN_CACHE and branch.shape[1] <= _CHANNELS_IN_CACHE
+        (in_cache if fits else in_memory).append(i)
+    return in_cache, in_memory
+
+
+def _walkable(branch: Tensor) -> Tensor:
+    """``branch`` itself where its columns or its channels lie side by side."""
+    return branch if branch.stride(3) == 1 or branch.stride(1) == 1 else branch.contiguous()
 
 
 def _product(branch: Tensor, weight: Tensor) -> Tensor:
@@ -268,17 +299,28 @@ def _backward(
         grad_weight[:, of_x] = grad_own
     del grad_own
     grad_branches: list[Tensor | None] = [None] * len(branches)
-    if branches and (need_weight or any(need_branches)):
+    if not branches or not (need_weight or any(need_branches)):
+        return [grad_x if need_x else None, grad_weight, grad_bias, *grad_branches]
+    in_cache, in_memory = _by_place(kernels, branches)
+    if in_cache:
+        maps, weights = [_walkable(branches[i]) for i in in_cache], [weight[:, of_branches[i]] for i in in_cache]
+        found = _branches_in_cache.KERNELS.backward(grad_output, maps, weights, options.align_corners, options.nearest)
+        for i, grad_branch, grad_of_weight in zip(in_cache, found, found[len(maps) :], strict=False):
+            grad_branches[i] = grad_branch if need_branches[i] else None
+            if grad_weight is not None:
+                grad_weight[:, of_branches[i]] = grad_of_weight
+    if in_memory:
         grad_products = kernels.backward(
             grad_output,
-            [branch.shape[2] for branch in branches],
-            [branch.shape[3] for branch in branches],
+            [branches[i].shape[2] for i in in_memory],
+            [branches[i].shape[3] for i in in_memory],
             weight.shape[2],
             options.align_corners,
             options.nearest,
         )
-        for i, (branch, of) in enumerate(zip(branches, of_branches, strict=True)):
-            grad_product = grad_products[i].flatten(0, 2)
+        for i, grad_product in zip(in_memory, grad_products, strict=True):
+            branch, of = branches[i], of_branches[i]
+            grad_product = grad_product.flatten(0, 2)
             # float16 keeps float32: sums over the upsampled map may be beyond its range.
             if grad_output.is_cuda and grad_output.dtype == torch.bfloat16:
                 grad_product = grad_product.to(torch.bfloat16)
