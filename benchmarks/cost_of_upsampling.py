@@ -63,8 +63,15 @@ GRID = [
         (64, 64, 64, 80),
         (64, 128, 64, 80),
         (128, 256, 128, 40),
+        (8, 8, 8, 160),
+        (8, 16, 8, 160),
         (8, 64, 8, 160),
+        (8, 8, 16, 160),
+        (32, 16, 32, 160),
+        (32, 8, 32, 320),
         (64, 8, 64, 80),
+        (64, 16, 64, 80),
+        (64, 24, 64, 80),
     )
     for factor in (2, 4)
     for mode in ("bilinear", "nearest")
@@ -98,8 +105,9 @@ def main() -> int:
     print("| case | | plain, ms | own size, ms | chosen | its time over the better's |\n|---|---|---:|---:|---|---:|")
     for cell in GRID:
         _, branch, weight = cell.tensors()
-        chosen = "own size" if pays_before_upsampling(branch, weight, (cell.size, cell.size)) else "plain"
         for training in (False, True):
+            own_size = pays_before_upsampling(branch, weight, (cell.size, cell.size), training)
+            chosen = "own size" if own_size else "plain"
             entrants = [Entrant(name, clock, run) for name, run in steps(cell, training=training).items()]
             rounds = Rounds(entrants, FULL._replace(seconds=options.seconds))
             for _ in range(rounds.warm_up()):

@@ -31,7 +31,7 @@ def at_their_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
     place(monkeypatch, 1)
 
 
-def choose(monkeypatch: pytest.MonkeyPatch, pays: Callable[[Tensor, Tensor, tuple[int, int]], bool]) -> None:
+def choose(monkeypatch: pytest.MonkeyPatch, pays: Callable[[Tensor, Tensor, tuple[int, int], bool], bool]) -> None:
     monkeypatch.setattr(sys.modules["sod_ops.ops.pyramid_conv2d"], "pays_before_upsampling", pays)
 
 
@@ -244,14 +244,24 @@ def test_branches_that_are_cheaper_to_upsample(
     check(Backend("cpu", "cpu"), CASES[name], make(CASES[name]), **options)
 
 
+@pytest.mark.parametrize("with_backward", [False, True])
 @pytest.mark.parametrize(
     ("channels", "out_channels", "factor", "pays"),
-    [(64, 64, 1, False), (8, 8, 2, False), (32, 16, 2, True), (64, 64, 2, True), (8, 8, 8, True), (512, 512, 60, True)],
+    [(64, 64, 1, False), (8, 32, 2, False), (32, 16, 2, True), (64, 64, 2, True), (8, 8, 8, True), (512, 512, 60, True)],
 )
-def test_what_is_cheaper(channels: int, out_channels: int, factor: int, pays: bool) -> None:
+def test_what_is_cheaper(channels: int, out_channels: int, factor: int, pays: bool, with_backward: bool) -> None:
     """Never a branch as large as the output, always a deep one; between them, few channels at twice the size are not."""
     branch, weight = torch.empty(2, channels, 12, 10), torch.empty(out_channels, channels + 4, 3, 3)
-    assert pays_before_upsampling(branch, weight, (12 * factor, 10 * factor)) == pays
+    assert pays_before_upsampling(branch, weight, (12 * factor, 10 * factor), with_backward) == pays
+
+
+def test_what_pays_in_training_alone() -> None:
+    """The backward multiplies twice and moves no more than the forward."""
+    branch, weight = torch.empty(2, 24, 40, 40), torch.empty(64, 88, 3, 3)
+    assert [pays_before_upsampling(branch, weight, (80, 80), with_backward) for with_backward in (False, True)] == [
+        False,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

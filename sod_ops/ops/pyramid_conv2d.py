@@ -117,17 +117,16 @@ def _call(options: _Options, x: Tensor | None, weight: Tensor, bias: Tensor | No
         kernels = _select.traced(device_type) if compiling else _select(device_type)
     if kernels is None:
         return _reference(options, x, weight, bias, *branches)
+    tensors = (x, weight, bias, *branches)
+    with_backward = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if device_type == "cpu" and branches:
-        dear = [not pays_before_upsampling(branch, weight, options.size) for branch in branches]
+        dear = [not pays_before_upsampling(branch, weight, options.size, with_backward) for branch in branches]
         if all(dear):
             return _reference(options, x, weight, bias, *branches)
         if any(dear):
             options, x, weight, branches = _upsample(options, dear, x, weight, branches)
-    if compiling or not torch.is_grad_enabled():
-        return _forward(kernels, options, x, weight, bias, branches)
-    tensors = (x, weight, bias, *branches)
-    if any(t is not None and t.requires_grad for t in tensors):
-        return _PyramidConv2d.apply(kernels, options, *tensors)
+    if with_backward and not compiling:
+        return _PyramidConv2d.apply(kernels, options, x, weight, bias, *branches)
     return _forward(kernels, options, x, weight, bias, branches)
 
 
