@@ -67,8 +67,8 @@ def accelerate(
         model: the model, or a single block.
         example_inputs: inputs that ``model`` accepts: a tensor, a tuple of positional arguments or a dictionary of
             keyword arguments. Where they are given, each block is run on what reaches it, both ways, and only those
-            whose output and gradients agree are swapped. The model runs twice, in its mode; parameters, gradients,
-            buffers and PyTorch's random state are left as they were.
+            whose output and gradients agree, in float64 and in the model's dtype, are swapped. The model runs twice, in its
+            mode; parameters, gradients, buffers and PyTorch's random state are left as they were.
 
     Returns:
         The modules swapped, and those left alone with the reason. ``print`` it.
