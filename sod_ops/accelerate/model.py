@@ -45,7 +45,8 @@ def accelerate(
     block with something in it that the fused op does not compute.
 
     With ``example_inputs``, modules of your own are served, too: those whose forward upsamples (``interpolate``,
-    ``Upsample``), concatenates and convolves 1x1 or 3x3, as the decoders of U-Nets do, those that multiply a map by a
+    ``Upsample``), concatenates and convolves 1x1 or 3x3, as the decoders of U-Nets do (a pad in between runs where there is
+    something to pad, and all else with it), those that multiply a map by a
     gate computed from its means by one or two matrices, as squeeze-and-excitation does, and those that scale it by sigmoids
     of channels or of pixels, add two such products, or take its mean and maximum over channels or over space, as CBAM and
     scSE do, whatever they are called. (One such product alone gains on a CPU in training on a large map: it is served where
