@@ -5,7 +5,7 @@ import pickle
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from accelerate_cases import MODEL_TOLERANCE, assert_same, smp, torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from trace_cases import BASNetDecoder, ConvBlock, Fusion, U2Net
+from trace_cases import BASNetDecoder, ConvBlock, Fusion, U2Net, count_fused_calls, results
 
 import sod_ops
 
@@ -33,33 +33,13 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def fused_calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """What reaches the fused op, so that no test of equality passes by running the model's own forward."""
-    calls: list[Any] = []
-
-    def pyramid_conv2d(*args: Any, **kwargs: Any) -> Tensor:
-        calls.append((args, kwargs))
-        return sod_ops.pyramid_conv2d(*args, **kwargs)
-
-    monkeypatch.setattr(sys.modules["sod_ops.accelerate.upsample_concat"], "pyramid_conv2d", pyramid_conv2d)
-    return calls
+def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    return count_fused_calls(monkeypatch)
 
 
 def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     return MODELS[name][0]().double()
-
-
-def results(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """All outputs, and the gradients of the sum of their squares."""
-    x = x.detach().clone().requires_grad_()
-    outputs = model(x)
-    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-    leaves = {"x": x, **dict(model.named_parameters())}
-    loss = sum(y.square().sum() for y in outputs)
-    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    found = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
-    return {**found, **dict(zip(leaves, gradients, strict=True))}
 
 
 def accelerate(model: nn.Module, x: Tensor = X) -> Any:
@@ -445,16 +425,6 @@ def test_what_reads_the_concatenation_is_named(convolution: nn.Module, reason: s
     model = Fusion()
     model.fuse = convolution
     assert reason in why_left(model)
-
-
-def test_padded_maps_are_named() -> None:
-    def pads(self: Any, x: Tensor) -> Tensor:
-        up = functional.interpolate(self.deep(x), scale_factor=3, mode="bilinear")
-        up = functional.pad(up, [0, x.shape[3] - up.shape[3], 0, x.shape[2] - up.shape[2]])
-        y: Tensor = self.fuse(torch.cat((x, up), 1))
-        return y
-
-    assert "padded" in why_left(fusion(pads))
 
 
 def test_a_model_that_fails_in_float64_is_left() -> None:

@@ -1,10 +1,14 @@
 """Decoders of salient object networks, small, written from their papers' figures as users write them."""
 
+import sys
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+import sod_ops
 
 
 class ConvBlock(nn.Module):
@@ -104,6 +108,47 @@ class BASNetDecoder(nn.Module):
         return torch.sigmoid(coarse), torch.sigmoid(coarse + residual)
 
 
+class PaddedUp(nn.Module):
+    """A decoder's step of a U-Net that pads what it upsampled by what pooling had cut off."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.upsample = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, deep: Tensor, skip: Tensor) -> Tensor:
+        up = self.upsample(deep)
+        rows, columns = skip.size(2) - up.size(2), skip.size()[3] - up.size()[3]
+        up = functional.pad(up, [columns // 2, columns - columns // 2, rows // 2, rows - rows // 2])
+        y: Tensor = self.convolutions(torch.cat([skip, up], dim=1))
+        return y
+
+
+class PaddedUNet(nn.Module):
+    """Two such steps over an encoder that halves odd sizes, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level1 = ConvBlock(3, 6)
+        self.level2 = ConvBlock(6, 8)
+        self.level3 = ConvBlock(8, 8)
+        self.pool = nn.MaxPool2d(2)
+        self.up2 = PaddedUp(16, 8)
+        self.up1 = PaddedUp(14, 6)
+        self.score = nn.Conv2d(6, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        level1 = self.level1(x)
+        level2 = self.level2(self.pool(level1))
+        level3 = self.level3(self.pool(level2))
+        y: Tensor = self.score(self.up1(self.up2(level3, level2), level1))
+        return y
+
+
 class Fusion(nn.Module):
     """A map and one of a quarter of its size, convolved together."""
 
@@ -120,3 +165,27 @@ class Fusion(nn.Module):
         up = functional.interpolate(self.deep(x), x.shape[2:], mode="bilinear")
         y: Tensor = self.fuse(torch.cat((x, up), 1))
         return y
+
+
+def count_fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What reaches the fused op, so that no test of equality passes by running the model's own forward."""
+    calls: list[Any] = []
+
+    def pyramid_conv2d(*args: Any, **kwargs: Any) -> Tensor:
+        calls.append((args, kwargs))
+        return sod_ops.pyramid_conv2d(*args, **kwargs)
+
+    monkeypatch.setattr(sys.modules["sod_ops.accelerate.upsample_concat"], "pyramid_conv2d", pyramid_conv2d)
+    return calls
+
+
+def results(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """All outputs, and the gradients of the sum of their squares."""
+    x = x.detach().clone().requires_grad_()
+    outputs = model(x)
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    leaves = {"x": x, **dict(model.named_parameters())}
+    loss = sum(y.square().sum() for y in outputs)
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    found = {f"output {i}": y.detach() for i, y in enumerate(outputs)}
+    return {**found, **dict(zip(leaves, gradients, strict=True))}

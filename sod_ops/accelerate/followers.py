@@ -32,6 +32,8 @@ _VIEWS = ("view", "reshape", "flatten", "squeeze", "unsqueeze", "expand", "expan
 # What reads no values: the getters of shape, dtype and the like are all called __get__.
 _ASKS = ("__get__", "size", "dim")
 
+_PADDED = "its upsampled maps are padded before they are concatenated"
+
 # Elements of a map. Measured on two cores with 2 MB each.
 _SMALL, _LARGE = 1 << 16, 1 << 20
 
@@ -66,11 +68,17 @@ class Step(NamedTuple):
 
 
 class _Upsampled(NamedTuple):
+    """An upsampled map, perhaps padded by something else than nothing."""
+
     calls: tuple[Calls, ...]
+    padded: bool
 
 
 class _Concatenated(NamedTuple):
+    """A concatenation with upsampled maps."""
+
     calls: tuple[Calls, ...]
+    padded: bool
 
 
 class Upsampling:
@@ -83,20 +91,22 @@ class Upsampling:
         for tensor in step.tensors:
             mark = self._marks.get(tensor)
             if isinstance(mark, _Concatenated) and step.name not in _ASKS:
-                yield (*mark.calls, step.calls), _why_not_convolved(step)
+                yield (*mark.calls, step.calls), _PADDED if mark.padded else _why_not_convolved(step)
                 if tensor is step.result:
                     del self._marks[tensor]  # changed in place
         if not isinstance(step.result, Tensor):
             return
         if step.function is functional.interpolate:
-            self._marks[step.result] = _Upsampled((step.calls,))
+            self._marks[step.result] = _Upsampled((step.calls,), False)
         elif step.function is functional.pad and isinstance(mark := self._marks.get(step.tensors[0]), _Upsampled):
-            self._marks[step.result] = mark
+            amounts = step.args[1] if len(step.args) > 1 else step.kwargs["pad"]
+            self._marks[step.result] = _Upsampled((*mark.calls, step.calls), mark.padded or any(amounts))
         elif step.function in CONCATENATIONS and step.result.dim() == 4:
             upsampled = [mark for t in step.tensors if isinstance(mark := self._marks.get(t), _Upsampled)]
             if upsampled:
                 calls = (call for mark in upsampled for call in mark.calls)
-                self._marks[step.result] = _Concatenated((*calls, step.calls))
+                padded = any(mark.padded for mark in upsampled)
+                self._marks[step.result] = _Concatenated((*calls, step.calls), padded)
 
 
 def _why_not_convolved(step: Step) -> str | None:

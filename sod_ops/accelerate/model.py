@@ -45,7 +45,8 @@ def accelerate(
     block with something in it that the fused op does not compute.
 
     With ``example_inputs``, modules of your own are served, too: those whose forward upsamples (``interpolate``,
-    ``Upsample``), concatenates and convolves 1x1 or 3x3, as the decoders of U-Nets do, those that multiply a map by a
+    ``Upsample``), concatenates and convolves 1x1 or 3x3, as the decoders of U-Nets do (a pad in between runs where there is
+    something to pad, and all else with it), those that multiply a map by a
     gate computed from its means by one or two matrices, as squeeze-and-excitation does, and those that scale it by sigmoids
     of channels or of pixels, add two such products, or take its mean and maximum over channels or over space, as CBAM and
     scSE do, whatever they are called. (One such product alone gains on a CPU in training on a large map: it is served where
@@ -67,8 +68,8 @@ def accelerate(
         model: the model, or a single block.
         example_inputs: inputs that ``model`` accepts: a tensor, a tuple of positional arguments or a dictionary of
             keyword arguments. Where they are given, each block is run on what reaches it, both ways, and only those
-            whose output and gradients agree are swapped. The model runs twice, in its mode; parameters, gradients,
-            buffers and PyTorch's random state are left as they were.
+            whose output and gradients agree, in float64 and in the model's dtype, are swapped. The model runs twice, in its
+            mode; parameters, gradients, buffers and PyTorch's random state are left as they were.
 
     Returns:
         The modules swapped, and those left alone with the reason. ``print`` it.

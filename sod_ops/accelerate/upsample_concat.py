@@ -1,7 +1,12 @@
-"""``interpolate -> cat -> conv2d`` in a graph, replaced by one call that neither upsamples nor concatenates."""
+"""``interpolate -> cat -> conv2d`` in a graph, replaced by one call that neither upsamples nor concatenates.
 
+Also with a pad between the first two by what is missing to the size of the others, as many U-Nets have it. By how much is
+known in the call: where it is nothing, as with sizes that divide, there is nothing to pad, and elsewhere all steps run.
+"""
+
+import operator
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -20,6 +25,17 @@ _UPSAMPLES = (torch.nn.Upsample, torch.nn.UpsamplingBilinear2d, torch.nn.Upsampl
 # A map to upsample: itself, and the module that would; or itself, size, scale_factor, mode and align_corners.
 Branch: TypeAlias = tuple[Any, ...]
 
+# What is padded after it was upsampled: by how much, and with which value.
+Padding: TypeAlias = tuple[Sequence[int], Any]
+
+
+class _Upsampled(NamedTuple):
+    """A map that is concatenated: the node that upsamples it, and the pad after that, None where there is none."""
+
+    node: fx.Node
+    branch: Branch
+    padding: Padding | None
+
 
 def replace(module: torch.nn.Module, graph: fx.Graph) -> tuple[int, list[str]]:
     """Replaces every such pattern in ``graph``, a trace of ``module``, in place.
@@ -27,44 +43,84 @@ def replace(module: torch.nn.Module, graph: fx.Graph) -> tuple[int, list[str]]:
     Returns:
         How many, and why others were left.
     """
-    served: dict[fx.Node, dict[int, Branch]] = {}
+    served: dict[fx.Node, dict[int, _Upsampled]] = {}
     reasons: list[str] = []
     for node in graph.nodes:
-        maps = _concatenated(node)
-        branches = {i: b for i, m in enumerate(maps) if (b := _branch(module, m)) is not None}
-        if branches:
+        found = {i: u for i, m in enumerate(_concatenated(node)) if (u := _upsampled(module, m)) is not None}
+        if found:
             try:
                 _check_users(module, node)
             except NotServedError as reason:
                 reasons.append(str(reason))
             else:
-                served[node] = branches
-        elif any(m.target is functional.pad for m in maps):
-            reasons.append("its upsampled maps are padded before they are concatenated")
+                served[node] = found
     if served:
         _call(graph, served)
     return len(served), reasons
 
 
-def _call(graph: fx.Graph, served: dict[fx.Node, dict[int, Branch]]) -> None:
+def _call(graph: fx.Graph, served: dict[fx.Node, dict[int, _Upsampled]]) -> None:
     """Puts a call in the place of each convolution that reads one of the concatenations ``served``."""
-    others = {m: [user for user in m.users if user not in served] for cat in served for m in _concatenated(cat)}
-    for cat, branches in served.items():
-        maps = _concatenated(cat)
-        # An upsampled map that something else reads exists in any case.
-        kept = [None if i in branches and not others[m] else m for i, m in enumerate(maps)]
+    kept = _keep(graph, served)
+    for cat, upsampled in served.items():
+        maps: list[fx.Node | None] = [*_concatenated(cat)]
+        branches: list[Any] = [None] * len(maps)
+        with graph.inserting_before(cat):
+            for i, each in upsampled.items():
+                maps[i], branches[i] = kept[each.node], _get_module(graph, each.branch)
+                if each.padding is not None:
+                    padded = graph.call_function(pad, (maps[i], branches[i], *each.padding))
+                    maps[i], branches[i] = (graph.call_function(operator.getitem, (padded, part)) for part in (0, 1))
         for convolution in list(cat.users):
             with graph.inserting_before(convolution):
-                given = [_get_module(graph, branches[i]) if i in branches else None for i in range(len(maps))]
-                call = graph.call_function(convolve, (graph.get_attr(str(convolution.target)), kept, given))
+                call = graph.call_function(convolve, (graph.get_attr(str(convolution.target)), maps, branches))
             convolution.replace_all_uses_with(call)
             graph.erase_node(convolution)
-    for cat in reversed(served):
-        inputs = dict.fromkeys(_concatenated(cat))
+    for cat, upsampled in reversed(served.items()):
+        inputs = _concatenated(cat)
         graph.erase_node(cat)
-        for node in inputs:
-            if not node.users and not others[node]:
+        for node in dict.fromkeys((*(inputs[i] for i in upsampled), *(each.node for each in upsampled.values()))):
+            if not node.users:
                 graph.erase_node(node)
+
+
+def _keep(graph: fx.Graph, served: dict[fx.Node, dict[int, _Upsampled]]) -> dict[fx.Node, fx.Node | None]:
+    """For each upsampled map, what stands for it: itself where something else reads its values, or several pads do; where
+    its size is read, a node that upsamples it only if need be; or nothing."""
+    by_pattern = {*served, *(_concatenated(cat)[i] for cat, found in served.items() for i in found)}
+    kept: dict[fx.Node, fx.Node | None] = {}
+    for each in (u for found in served.values() for u in found.values()):
+        if each.node in kept:
+            continue
+        others = [user for user in each.node.users if user not in by_pattern]
+        pads = [user for user in each.node.users if user.target is functional.pad]
+        if not all(map(_reads_size, others)) or len(pads) > 1:
+            kept[each.node] = each.node
+        elif not others:
+            kept[each.node] = None
+        else:
+            with graph.inserting_before(each.node):
+                branch = _get_module(graph, each.branch)
+                kept[each.node] = if_needed = graph.call_function(upsample_if_needed, (branch,))
+                size = graph.call_function(size_of, (if_needed, branch))
+            for reader in others:
+                _replace_reader(graph, reader, size)
+    return kept
+
+
+def _reads_size(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target == "size"
+    return node.target is getattr and node.args[1] == "shape"
+
+
+def _replace_reader(graph: fx.Graph, reader: fx.Node, size: fx.Node) -> None:
+    """``reader``, of a size or of one length in it, by what it is of ``size``."""
+    dim = (*reader.args[1:], *reader.kwargs.values()) if reader.op == "call_method" else ()
+    with graph.inserting_before(reader):
+        result = graph.call_function(operator.getitem, (size, *dim)) if dim else size
+    reader.replace_all_uses_with(result)
+    graph.erase_node(reader)
 
 
 def _get_module(graph: fx.Graph, branch: Branch) -> Branch:
@@ -84,6 +140,18 @@ def _concatenated(node: fx.Node) -> list[fx.Node]:
     if dim not in (1, -3) or not isinstance(maps, (list, tuple)) or "out" in node.kwargs:
         return []
     return [m for m in maps if isinstance(m, fx.Node)] if all(isinstance(m, fx.Node) for m in maps) else []
+
+
+def _upsampled(module: torch.nn.Module, node: fx.Node) -> _Upsampled | None:
+    """``node`` as an upsampled map, perhaps padded; None where it is no such map."""
+    padding = None
+    if node.op == "call_function" and node.target is functional.pad:
+        given: dict[str, Any] = {**dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)), **node.kwargs}
+        if given.get("mode", "constant") != "constant" or len(node.users) > 1:
+            return None
+        node, padding = given["input"], (given["pad"], given.get("value"))
+    branch = _branch(module, node)
+    return None if branch is None else _Upsampled(node, branch, padding)
 
 
 def _branch(module: torch.nn.Module, node: fx.Node) -> Branch | None:
@@ -133,6 +201,27 @@ def convolve(convolution: Any, maps: Sequence[Tensor | None], branches: Sequence
     return result
 
 
+def upsample_if_needed(branch: Branch) -> Tensor | None:
+    """The upsampled map, where its size is not known without it."""
+    return None if pyramid.serves_map(branch[0]) and _target(branch) is not None else _upsample(branch)
+
+
+def size_of(upsampled: Tensor | None, branch: Branch) -> torch.Size:
+    """Of the map that :func:`upsample_if_needed` returns, or of what would be."""
+    if upsampled is not None:
+        return upsampled.shape
+    return torch.Size((*branch[0].shape[:2], *_target(branch)))  # type: ignore[misc]
+
+
+def pad(
+    upsampled: Tensor | None, branch: Branch, amounts: Sequence[int], value: Any
+) -> tuple[Tensor | None, Branch | None]:
+    """The map and the branch for :func:`convolve`; where something is padded, that is a map like any other."""
+    if not any(amounts):
+        return upsampled, branch
+    return functional.pad(_upsample(branch) if upsampled is None else upsampled, amounts, value=value), None
+
+
 def _convolve(convolution: Any, maps: Sequence[Tensor | None], branches: Sequence[Branch | None]) -> Tensor | None:
     """The same, or None where it is not to be had so in this call."""
     tensors = [m if branch is None else branch[0] for m, branch in zip(maps, branches, strict=True)]
@@ -143,10 +232,10 @@ def _convolve(convolution: Any, maps: Sequence[Tensor | None], branches: Sequenc
         for m, branch in zip(maps, branches, strict=True)
     ]
     size = targets[0]
-    if size is None or any(target != size for target in targets):
+    way = next((_way(branch) for branch in branches if branch is not None), None)
+    if way is None or size is None or any(target != size for target in targets):
         return None
     weight, ways = convolution.weight, {_way(branch) for branch in branches if branch is not None}
-    way = next(_way(branch) for branch in branches if branch is not None)
     channels = [int(t.shape[1]) for t in tensors if t is not None]
     if sum(channels) != weight.shape[1]:
         return None
