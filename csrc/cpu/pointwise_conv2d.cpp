@@ -53,8 +53,8 @@ struct Level {
 };
 
 std::vector<Level> check(const std::vector<Tensor>& maps, const std::vector<Tensor>& weights) {
-  STD_TORCH_CHECK(!maps.empty() && maps.size() == weights.size(), kOp, ": one weight for each map, got ",
-                  weights.size(), " for ", maps.size());
+  STD_TORCH_CHECK(maps.size() == weights.size(), kOp, ": one weight for each map, got ", weights.size(), " for ",
+                  maps.size());
   std::vector<Level> levels;
   for (size_t k = 0; k < maps.size(); ++k) {
     const Tensor &map = maps[k], &weight = weights[k];

@@ -155,9 +155,11 @@ def upsample(maps: Iterable[Tensor], like: Tensor, align_corners: bool) -> list[
 
 
 def branches(levels: Iterable[tuple[Any, Any]], x: Tensor, blocks: Blocks = NO_BLOCKS) -> tuple[Tensor, list[Tensor]]:
-    """``x`` for who reads it next, and ``x`` through the pool and the block of each level; all pools in one pass where they
-    are PyTorch's own to squares, and on a CPU all convolutions in one call where the blocks, Sequentials or ``blocks``, begin
-    with plain ones."""
+    """``x`` for who reads it next, and ``x`` through the pool and the block of each level.
+
+    All pools in one pass where they are PyTorch's own to squares; on a CPU all convolutions in one call where the levels'
+    blocks, Sequentials or ``blocks``, begin with plain ones.
+    """
     pools, of_levels = zip(*levels, strict=True)
     bins = [_bin_of(pool) for pool in pools]
     if None in bins or not are_untouched(pools) or x.numel() == 0:

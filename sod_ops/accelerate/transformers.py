@@ -38,7 +38,9 @@ _BEIT = "transformers.models.beit.modeling_beit.Beit"
 _DATA2VEC = "transformers.models.data2vec.modeling_data2vec_vision.Data2VecVision"
 
 _UPERNET_BLOCKS = {f"{_UPERNET}ConvModule": Block("conv", ("batch_norm", "activation"))}
-_BEIT_BLOCKS = {f"{peer}ConvLayer": Block("convolution", ("normalization", "activation")) for peer in (_BEIT, _DATA2VEC)}
+_BEIT_BLOCKS = {
+    f"{peer}ConvLayer": Block("convolution", ("normalization", "activation")) for peer in (_BEIT, _DATA2VEC)
+}
 
 _UPERNET_NAMES = uper_head.Names(
     bottleneck="bottleneck",

@@ -95,12 +95,12 @@ def _call_of_few(maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequ
     weights = [weight.contiguous() for weight in weights]
     biases = [bias.contiguous() for bias in biases]
     if compiling:
-        return kernels.forward(maps, weights, biases)  # type: ignore[no-any-return]
+        return kernels.forward(maps, weights, biases)
     tensors = (*maps, *weights, *biases)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return list(_PointwiseConv2d.apply(kernels, len(maps), *tensors))
     with below_autograd():
-        return kernels.forward(maps, weights, biases)  # type: ignore[no-any-return]
+        return kernels.forward(maps, weights, biases)
 
 
 def _matrix_product(map_: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -121,7 +121,9 @@ def _lists(count: int, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Seq
 
 def _reference(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
     maps, weights, biases = _lists(count, tensors)
-    return tuple(map(functional.conv2d, maps, weights, biases or [None] * count))
+    if not biases:
+        return tuple(map(functional.conv2d, maps, weights))
+    return tuple(map(functional.conv2d, maps, weights, biases))
 
 
 def _dense(map_: Tensor) -> Tensor:
@@ -225,6 +227,4 @@ def _empty(map_: Tensor, channels: int) -> Tensor:
     )
 
 
-_select = register(
-    _OP, forward=_fake_forward, backward=_fake_backward, save=_save, gradients=_gradients, triton=False
-)
+_select = register(_OP, forward=_fake_forward, backward=_fake_backward, save=_save, gradients=_gradients, triton=False)
