@@ -39,6 +39,8 @@ STABLE_TORCH_LIBRARY(sod_ops, m) {
   m.def("global_pool_backward(Tensor grad_mean, Tensor grad_maximum, Tensor indices, SymInt height, SymInt width, bool channels_last, Tensor? other=None) -> Tensor");
   m.def("scse(Tensor x, Tensor spatial_weight) -> (Tensor, Tensor)");
   m.def("scse_backward(Tensor grad_means, Tensor grad_projection, Tensor x, Tensor spatial_weight, Tensor? other=None) -> (Tensor, Tensor)");
+  m.def("pointwise_conv2d(Tensor[] maps, Tensor[] weights, Tensor[] biases) -> Tensor[]");
+  m.def("pointwise_conv2d_backward(Tensor[] grads, Tensor[] maps, Tensor[] weights, bool of_maps, bool of_weights, bool of_biases) -> (Tensor[], Tensor[], Tensor[])");
   m.def("pyramid_pool(Tensor x, SymInt[] bins) -> Tensor[]");
   m.def("pyramid_pool_backward(Tensor[] grads, SymInt[] bins, SymInt height, SymInt width, bool channels_last, Tensor? other=None) -> Tensor");
   m.def("pyramid_upsample_concat(Tensor x, Tensor[] branches, bool align_corners, bool x_first) -> Tensor");

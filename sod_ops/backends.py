@@ -15,7 +15,7 @@ import contextlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -109,10 +109,11 @@ class Selector:
 
     Args:
         op: the op's name, for messages.
-        kernels: the op's kernels by backend name; the reference is not among them.
+        kernels: the op's kernels by backend name, None for a backend whose kernels are PyTorch's own; the reference is not
+            among them.
     """
 
-    def __init__(self, op: str, kernels: dict[str, Kernels]) -> None:
+    def __init__(self, op: str, kernels: Mapping[str, Kernels | None]) -> None:
         self.op = op
         self._kernels = kernels
         self._chosen: dict[tuple[str, str | None], Kernels | None] = {}

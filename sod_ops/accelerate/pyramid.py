@@ -12,6 +12,7 @@ from torch.nn.modules import module as torch_module
 from sod_ops.accelerate.functions import path_of
 from sod_ops.accelerate.squeeze_excite import are_untouched, leaves_pytorch
 from sod_ops.accelerate.swap import NotServedError, is_bound
+from sod_ops.ops._pointwise_conv2d import is_pointwise, parameters_of, pointwise_conv2d
 from sod_ops.ops.pyramid_conv2d import pyramid_conv2d
 from sod_ops.ops.pyramid_pool import pool_and_pass_on
 
@@ -37,6 +38,7 @@ class Block(NamedTuple):
 
 # A block of a peer library by its class's import path.
 Blocks = Mapping[str, Block]
+NO_BLOCKS: Blocks = {}
 
 
 def recognise(name: str, head: Any, blocks: Blocks) -> Block:
@@ -152,16 +154,47 @@ def upsample(maps: Iterable[Tensor], like: Tensor, align_corners: bool) -> list[
     return [functional.interpolate(m, like.shape[2:], mode="bilinear", align_corners=align_corners) for m in maps]
 
 
-def branches(levels: Iterable[tuple[Any, Any]], x: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """``x`` for who reads it next, and ``x`` through the pool and the block of each level; all pools in one pass where they
-    are PyTorch's own to squares."""
-    pools, blocks = zip(*levels, strict=True)
+def branches(levels: Iterable[tuple[Any, Any]], x: Tensor, blocks: Blocks = NO_BLOCKS) -> tuple[Tensor, list[Tensor]]:
+    """``x`` for who reads it next, and ``x`` through the pool and the block of each level.
+
+    All pools in one pass where they are PyTorch's own to squares; on a CPU all convolutions in one call where the levels'
+    blocks, Sequentials or ``blocks``, begin with plain ones.
+    """
+    pools, of_levels = zip(*levels, strict=True)
     bins = [_bin_of(pool) for pool in pools]
     if None in bins or not are_untouched(pools) or x.numel() == 0:
         maps = [pool(x) for pool in pools]
     else:
         x, maps = pool_and_pass_on(x, bins)  # type: ignore[arg-type, assignment]
-    return x, [block(y) for block, y in zip(blocks, maps, strict=True)]
+    parts: list[Any] = [_pointwise_parts(block, blocks, x) for block in of_levels]
+    if None in parts or len({convolution.bias is None for convolution, _ in parts}) > 1:
+        return x, [block(y) for block, y in zip(of_levels, maps, strict=True)]
+    results = []
+    for (_, rest), y in zip(parts, pointwise_conv2d(maps, *parameters_of([c for c, _ in parts])), strict=True):
+        for module in rest:
+            y = module(y)
+        results.append(y)
+    return x, results
+
+
+def _pointwise_parts(block: Any, blocks: Blocks, x: Tensor) -> tuple[Any, list[Any]] | None:
+    """The convolution that ``block`` begins with and the modules after it, where pointwise_conv2d may stand for it."""
+    if not x.is_cpu:
+        return None
+    rest: list[Any] = []
+    while type(block) is not torch.nn.Conv2d:
+        path = path_of(type(block))
+        if isinstance(block, torch.nn.Sequential) and type(block).forward is torch.nn.Sequential.forward:
+            parts = Block("", None)
+        elif path in blocks and path_of(type(block).forward) == f"{path}.forward":
+            parts = blocks[path]
+        else:
+            return None
+        if not are_untouched((block,)):
+            return None
+        block, after = parts.of(block)
+        rest = [*after, *rest]
+    return (block, rest) if is_pointwise(block) and serves_convolution(block, x) else None
 
 
 def _bin_of(pool: Any) -> int | None:

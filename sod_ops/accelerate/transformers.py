@@ -37,6 +37,11 @@ _UPERNET = "transformers.models.upernet.modeling_upernet.UperNet"
 _BEIT = "transformers.models.beit.modeling_beit.Beit"
 _DATA2VEC = "transformers.models.data2vec.modeling_data2vec_vision.Data2VecVision"
 
+_UPERNET_BLOCKS = {f"{_UPERNET}ConvModule": Block("conv", ("batch_norm", "activation"))}
+_BEIT_BLOCKS = {
+    f"{peer}ConvLayer": Block("convolution", ("normalization", "activation")) for peer in (_BEIT, _DATA2VEC)
+}
+
 _UPERNET_NAMES = uper_head.Names(
     bottleneck="bottleneck",
     classify="classifier",
@@ -44,7 +49,8 @@ _UPERNET_NAMES = uper_head.Names(
     bypassed=_bypassed,
     inputs=_inputs,
     align_corners=_upernet_align_corners,
-    blocks={f"{_UPERNET}ConvModule": Block("conv", ("batch_norm", "activation"))},
+    blocks=_UPERNET_BLOCKS,
+    level_blocks=_UPERNET_BLOCKS,
 )
 _BEIT_NAMES = uper_head.Names(
     bottleneck="psp_bottleneck",
@@ -53,7 +59,8 @@ _BEIT_NAMES = uper_head.Names(
     bypassed=_bypassed,
     inputs=_inputs,
     align_corners=_beit_align_corners,
-    blocks={f"{peer}ConvLayer": Block("convolution", ("normalization", "activation")) for peer in (_BEIT, _DATA2VEC)},
+    blocks=_BEIT_BLOCKS,
+    level_blocks=_BEIT_BLOCKS,
 )
 
 CLASSES = {

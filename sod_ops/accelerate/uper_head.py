@@ -28,6 +28,8 @@ class Names(NamedTuple):
     inputs: Callable[[Any, Any], Any]
     align_corners: Callable[[Any], bool]
     blocks: pyramid.Blocks
+    # Those of them that a level's block may be: whose parts are the same in every instance.
+    level_blocks: pyramid.Blocks = pyramid.NO_BLOCKS
 
 
 class _Head(NamedTuple):
@@ -46,7 +48,7 @@ def _pyramid_forward(module: Any, names: Names, *args: Any, **kwargs: Any) -> An
     served = len(args) == 1 and not kwargs and pyramid.serves_map(args[0])
     if served and pyramid.may_bypass(names.bypassed(module).values()):
         (x,) = args
-        _, maps = pyramid.branches(names.levels(module), x)
+        _, maps = pyramid.branches(names.levels(module), x, names.level_blocks)
         return pyramid.upsample(maps, x, names.align_corners(module))
     return type(module).forward(module, *args, **kwargs)
 
@@ -108,7 +110,7 @@ def _serves_bottleneck(module: Any, head: _Head, x: Any) -> bool:
 
 
 def _bottleneck_output(module: Any, head: _Head, x: Tensor) -> Tensor:
-    x, branches = pyramid.branches(head.names.levels(module.psp_modules), x)
+    x, branches = pyramid.branches(head.names.levels(module.psp_modules), x, head.names.level_blocks)
     align_corners = head.names.align_corners(module)
     bottleneck = getattr(module, head.names.bottleneck)
     return pyramid.convolve(bottleneck, head.bottleneck, x, branches, align_corners=align_corners, x_first=True)

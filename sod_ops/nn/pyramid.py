@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import BatchNorm2d, Conv2d, Module, ModuleList, ReLU, Sequential, functional
+from torch.nn import BatchNorm2d, Conv2d, Module, ModuleList, ReLU, Sequential
 
 from sod_ops.ops import _checks
+from sod_ops.ops._pointwise_conv2d import is_pointwise, parameters_of, pointwise_conv2d
 from sod_ops.ops.pyramid_conv2d import pyramid_conv2d
 from sod_ops.ops.pyramid_pool import check_bins, pool_and_pass_on
 from sod_ops.ops.pyramid_upsample_concat import pyramid_upsample_concat
@@ -70,12 +71,10 @@ class _Pyramid(Module):
         if x.shape[1] != self.in_channels:
             expected = f"of shape [N, {self.in_channels}, H, W]"
             _checks.bad_value(type(self).__name__, "x", expected, _checks.shape_of(x))
+        branches: Any = self.branches
         pooled = []
-        branch: Any
-        for branch, level in zip(self.branches, levels, strict=True):
-            convolution, *rest = branch
-            y = _convolve(convolution, level)
-            for module in rest:
+        for branch, y in zip(branches, _convolved([branch[0] for branch in branches], levels), strict=True):
+            for module in branch[1:]:
                 y = module(y)
             pooled.append(y)
         return x, pooled
@@ -84,25 +83,20 @@ class _Pyramid(Module):
         return f"bins={self.bins}, align_corners={self.align_corners}, x_first={self.x_first}"
 
 
-def _convolve(convolution: Any, level: Tensor) -> Tensor:
-    """``convolution(level)``, 1x1: on a CPU a matrix product, which takes a third of the time on so few pixels."""
-    if type(convolution) is not Conv2d or not level.is_cpu:
-        return convolution(level)
-    weight, bias = convolution.weight.flatten(1), convolution.bias
-    samples, channels, height, width = level.shape
-    pixels = level.permute(0, 2, 3, 1).reshape(-1, channels)
-    if level.is_contiguous(memory_format=torch.channels_last) and height * width > 1:
-        return functional.linear(pixels, weight, bias).view(samples, height, width, len(weight)).permute(0, 3, 1, 2)
-    product = weight @ pixels.T if bias is None else torch.addmm(bias[:, None], weight, pixels.T)
-    return product.view(len(weight), samples, height, width).transpose(0, 1).contiguous()
+def _convolved(convolutions: Sequence[Any], levels: Sequence[Tensor]) -> list[Tensor]:
+    """Every level through its convolution: on a CPU all in one operator, which reads each weight once."""
+    plain = levels[0].is_cpu and all(map(is_pointwise, convolutions))
+    if not plain or len({convolution.bias is None for convolution in convolutions}) > 1:
+        return [convolution(level) for convolution, level in zip(convolutions, levels, strict=True)]
+    return pointwise_conv2d(levels, *parameters_of(convolutions))
 
 
 class PyramidPooling(_Pyramid):
     """Pyramid pooling module: levels of pooled x, each convolved 1x1, upsampled and concatenated with x.
 
     :func:`sod_ops.pyramid_pool`, then for every level a branch of convolution, norm and activation on its few pixels, which
-    are PyTorch's modules, then :func:`sod_ops.pyramid_upsample_concat`. On a CPU the convolutions are computed as matrix
-    products and never called: hooks on them don't run.
+    are PyTorch's modules, then :func:`sod_ops.pyramid_upsample_concat`. On a CPU the convolutions are computed all at once
+    and not called, unless there is a hook on one of them.
 
     The state_dict holds ``branches.<i>.0.weight`` ``[channels, C, 1, 1]``, its bias where there is no norm, and what the
     norms ``branches.<i>.1`` hold.

@@ -33,6 +33,7 @@ def register(
     save: Callable[[Any, tuple[Any, ...], Any], None],
     gradients: Callable[..., tuple[Any, ...]],
     native: Sequence[str] = ("cpu",),
+    triton: bool = True,
 ) -> Selector:
     """Registers the operators of an op and returns the selector of its kernels.
 
@@ -44,15 +45,19 @@ def register(
         gradients: given ``ctx``, the backward operator and the gradients of the outputs (None where there is none), returns
             the gradient of every input of the forward operator (None where there is none).
         native: the backends that the compiled part has kernels for: ``"cpu"``, ``"cuda"``.
+        triton: whether there are Triton kernels. Where there are none, the op is PyTorch's own on every other backend.
     """
     fakes = {name: forward, f"{name}_backward": backward}
-    kernels: dict[str, Kernels] = {}
+    kernels: dict[str, Kernels | None] = {}
 
-    for operator, fake in fakes.items():
-        _triton_library.define(operator + torch.library.infer_schema(fake, mutates_args=()))
-        for device in ("CPU", "CUDA"):
-            _triton_library.impl(operator, _triton_kernel(name, operator), device)
-    kernels["triton"] = _finish("sod_ops_triton", name, fakes, save, gradients)
+    if triton:
+        for operator, fake in fakes.items():
+            _triton_library.define(operator + torch.library.infer_schema(fake, mutates_args=()))
+            for device in ("CPU", "CUDA"):
+                _triton_library.impl(operator, _triton_kernel(name, operator), device)
+        kernels["triton"] = _finish("sod_ops_triton", name, fakes, save, gradients)
+    else:
+        kernels.update(triton=None, cuda=None)
 
     if _extension.why_missing() is None:
         pair = _finish("sod_ops", name, fakes, save, gradients)
