@@ -14,7 +14,6 @@ from tolerances import assert_accurate
 from torch import Tensor
 
 import sod_ops
-from sod_ops.ops import _branches_in_cache
 from sod_ops.ops._cost_of_upsampling import pays_before_upsampling
 from sod_ops.reference import pyramid_conv2d as reference
 
@@ -28,17 +27,17 @@ Size = tuple[int, int]
 def at_their_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """All branches, however cheap they were to upsample, and all in cache: the kernels are tested on small maps."""
     choose(monkeypatch, lambda *_: True)
-    place(monkeypatch, 1)
+    place(monkeypatch, 1 << 20)
 
 
 def choose(monkeypatch: pytest.MonkeyPatch, pays: Callable[[Tensor, Tensor, tuple[int, int], bool], bool]) -> None:
     monkeypatch.setattr(sys.modules["sod_ops.ops.pyramid_conv2d"], "pays_before_upsampling", pays)
 
 
-def place(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    """On the CPU, from how many columns on a branch's products stay in the cache, however many its channels."""
-    monkeypatch.setattr(sys.modules["sod_ops.ops.pyramid_conv2d"], "_COLUMNS_IN_CACHE", columns)
-    monkeypatch.setattr(sys.modules["sod_ops.ops.pyramid_conv2d"], "_CHANNELS_IN_CACHE", 1 << 20)
+def place(monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
+    """On the CPU, up to how many channels of a branch its products stay in the cache."""
+    for name in ("_CHANNELS_IN_CACHE", "_CHANNELS_OF_SHORT_ROWS"):
+        monkeypatch.setattr(sys.modules["sod_ops.ops.pyramid_conv2d"], name, channels)
 
 
 class Case(NamedTuple):
@@ -208,10 +207,10 @@ def test_large(case: Case, options: dict[str, Any]) -> None:
     check(Backend("cpu", "cpu"), case, make(case), **options)
 
 
-@pytest.mark.parametrize("columns", [4, 1000], ids=["some in memory", "all in memory"])
+@pytest.mark.parametrize("channels", [3, 0], ids=["some in memory", "all in memory"])
 @pytest.mark.parametrize("case", [*CASES.values(), *LARGE.values()], ids=[*CASES, *LARGE])
-def test_products_in_memory(monkeypatch: pytest.MonkeyPatch, case: Case, columns: int) -> None:
-    place(monkeypatch, columns)
+def test_products_in_memory(monkeypatch: pytest.MonkeyPatch, case: Case, channels: int) -> None:
+    place(monkeypatch, channels)
     check(Backend("cpu", "cpu"), case, make(case))
     check(Backend("cpu", "cpu"), case, make(case, torch.bfloat16), mode="nearest")
 
@@ -247,7 +246,14 @@ def test_branches_that_are_cheaper_to_upsample(
 @pytest.mark.parametrize("with_backward", [False, True])
 @pytest.mark.parametrize(
     ("channels", "out_channels", "factor", "pays"),
-    [(64, 64, 1, False), (8, 32, 2, False), (32, 16, 2, True), (64, 64, 2, True), (8, 8, 8, True), (512, 512, 60, True)],
+    [
+        (64, 64, 1, False),
+        (8, 32, 2, False),
+        (32, 16, 2, True),
+        (64, 64, 2, True),
+        (8, 8, 8, True),
+        (512, 512, 60, True),
+    ],
 )
 def test_what_is_cheaper(channels: int, out_channels: int, factor: int, pays: bool, with_backward: bool) -> None:
     """Never a branch as large as the output, always a deep one; between them, few channels at twice the size are not."""
@@ -257,7 +263,7 @@ def test_what_is_cheaper(channels: int, out_channels: int, factor: int, pays: bo
 
 def test_what_pays_in_training_alone() -> None:
     """The backward multiplies twice and moves no more than the forward."""
-    branch, weight = torch.empty(2, 24, 40, 40), torch.empty(64, 88, 3, 3)
+    branch, weight = torch.empty(2, 20, 40, 40), torch.empty(64, 84, 3, 3)
     assert [pays_before_upsampling(branch, weight, (80, 80), with_backward) for with_backward in (False, True)] == [
         False,
         True,
@@ -448,11 +454,12 @@ def test_operators_pass_opcheck(kernel_backend: Backend, name: str) -> None:
         branches = [torch.randn(2, 3, s, s + 1, requires_grad=True) for s in (1, 3)]
         weights = [torch.randn(6, 3, case.kernel, case.kernel, requires_grad=True) for _ in branches]
         bias = torch.randn(6, requires_grad=True)
-        pair = _branches_in_cache.KERNELS
         for start in ((y, None), (None, bias), (None, None)):
-            torch.library.opcheck(pair.forward, (*start, branches, weights, *case.size, False, False))
+            torch.library.opcheck(
+                torch.ops.sod_ops.pyramid_conv2d_branches, (*start, branches, weights, *case.size, False, False)
+            )
         detached = [[t.detach() for t in tensors] for tensors in (branches, weights)]
-        torch.library.opcheck(pair.backward, (y.detach(), *detached, True, False))
+        torch.library.opcheck(torch.ops.sod_ops.pyramid_conv2d_branches_backward, (y.detach(), *detached, True, False))
 
 
 def test_operators_called_directly_have_gradients(kernel_backend: Backend) -> None:
@@ -476,7 +483,7 @@ def test_operators_for_branches_called_directly_have_gradients(mode: str) -> Non
     bias = torch.randn(2, dtype=torch.float64, requires_grad=True)
 
     def function(bias: Tensor, *tensors: Tensor) -> Tensor:
-        return _branches_in_cache.KERNELS.forward(
+        return torch.ops.sod_ops.pyramid_conv2d_branches(
             None, bias, list(tensors[:2]), list(tensors[2:]), 5, 4, False, mode == "nearest"
         )
 

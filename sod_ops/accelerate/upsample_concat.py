@@ -240,11 +240,13 @@ def _convolve(convolution: Any, maps: Sequence[Tensor | None], branches: Sequenc
     if sum(channels) != weight.shape[1]:
         return None
     parts = weight.split(channels, 1)
+    differentiated = (t for t in (weight, *tensors) if t is not None and t.requires_grad)
+    with_backward = torch.is_grad_enabled() and next(differentiated, None) is not None
     plain, first, small, rest = [], [], [], []
     for m, branch, part in zip(maps, branches, parts, strict=True):
         own = branch is None or (len(ways) > 1 and _way(branch) != way)
         if not own and m is not None and branch is not None:
-            own = not pays_before_upsampling(branch[0], part, (size[0], size[1]))
+            own = not pays_before_upsampling(branch[0], part, (size[0], size[1]), with_backward)
         if own:
             plain.append(m if m is not None else _upsample(branch))  # type: ignore[arg-type]
             first.append(part)

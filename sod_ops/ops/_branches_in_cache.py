@@ -10,8 +10,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sod_ops.ops._operators import reference_gradients, register_native
+from sod_ops.ops._operators import reference_gradients, register
 from sod_ops.reference import pyramid_conv2d as reference
+
+
+def add_branches(
+    y: Tensor | None,
+    bias: Tensor | None,
+    branches: list[Tensor],
+    weights: list[Tensor],
+    size: tuple[int, int],
+    align_corners: bool,
+    nearest: bool,
+) -> Tensor:
+    """``y``, or ``bias`` at every pixel, or 0, plus the convolutions over ``branches`` upsampled to ``size``."""
+    operator = torch.ops.sod_ops.pyramid_conv2d_branches.default
+    result: Tensor = operator(y, bias, branches, weights, *size, align_corners, nearest)
+    return result
+
+
+def gradients_of_branches(
+    grad_output: Tensor, branches: list[Tensor], weights: list[Tensor], align_corners: bool, nearest: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradients of the branches and of their weights."""
+    operator = torch.ops.sod_ops.pyramid_conv2d_branches_backward.default
+    found = operator(grad_output, branches, weights, align_corners, nearest)
+    return found[: len(branches)], found[len(branches) :]
 
 
 def _fake_forward(
@@ -65,7 +89,11 @@ def _gradients(ctx: Any, backward: Any, grad_output: Tensor) -> tuple[Any, ...]:
     return grad_y, grad_bias, found[:count], found[count:], None, None, None, None
 
 
-# None without the compiled part.
-KERNELS: Any = register_native(
-    "pyramid_conv2d_branches", forward=_fake_forward, backward=_fake_backward, save=_save, gradients=_gradients
+register(
+    "pyramid_conv2d_branches",
+    forward=_fake_forward,
+    backward=_fake_backward,
+    save=_save,
+    gradients=_gradients,
+    triton=False,
 )

@@ -24,7 +24,7 @@ class _Costs(NamedTuple):
 
 
 _FORWARD = _Costs(multiplication=0.013, number=0.73, product=0.82, output=1.0)
-_WITH_BACKWARD = _Costs(multiplication=0.050, number=1.5, product=2.6, output=2.3)
+_WITH_BACKWARD = _Costs(multiplication=0.050, number=1.5, product=2.4, output=1.9)
 
 
 def pays_before_upsampling(branch: Tensor, weight: Tensor, size: tuple[int, int], with_backward: bool) -> bool:

@@ -65,20 +65,6 @@ def register(
     return Selector(name, kernels)
 
 
-def register_native(
-    name: str,
-    *,
-    forward: Callable[..., Any],
-    backward: Callable[..., Any],
-    save: Callable[[Any, tuple[Any, ...], Any], None],
-    gradients: Callable[..., tuple[Any, ...]],
-) -> Kernels | None:
-    """Registers a pair of operators that the compiled part alone has; None without it. Arguments as those of register()."""
-    if _extension.why_missing() is not None:
-        return None
-    return _finish("sod_ops", name, {name: forward, f"{name}_backward": backward}, save, gradients)
-
-
 def register_in_place(name: str, fake: Callable[..., None], *, mutates: Sequence[str]) -> None:
     """Registers an operator that changes arguments in place and has no gradient, in both namespaces.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sod_ops.backends import Kernels
-from sod_ops.ops import _branches_in_cache
+from sod_ops.ops._branches_in_cache import add_branches, gradients_of_branches
 from sod_ops.ops._check_pyramid_conv2d import check_call
 from sod_ops.ops._cost_of_upsampling import pays_before_upsampling
 from sod_ops.ops._operators import below_autograd, reference_gradients, register, transforms_active
@@ -19,10 +19,10 @@ _TWO_BYTES = (torch.bfloat16, torch.float16)
 # On a CPU, up to so many pixels of a branch (of all samples) are multiplied with a 3x3 kernel as it lies in memory, in the
 # forward and for the gradient of the weight. Sorting the kernel by taps costs as much as 100 pixels' products.
 _FEW_PIXELS, _FEW_PIXELS_OF_GRADIENT = 48, 24
-# On a CPU, a branch of at least so many columns and at most so many channels is multiplied where its products are added up,
-# a row at a time, and they never go through memory. Shorter rows keep the multipliers waiting for the weight, and a weight
-# of more channels the sums of its gradient.
-_COLUMNS_IN_CACHE, _CHANNELS_IN_CACHE = 16, 256
+# On a CPU, a branch of at most so many channels is multiplied where its products are added up, a row at a time, and they
+# never go through memory. More channels would keep the multipliers waiting for the sums of the weight's gradient, and where
+# rows are short, fewer for the weight.
+_CHANNELS_IN_CACHE, _CHANNELS_OF_SHORT_ROWS, _SHORT_ROW = 256, 64, 16
 
 
 class _Options(NamedTuple):
@@ -168,9 +168,7 @@ def _forward(
     if in_cache:
         maps, weights = [_walkable(branches[i]) for i in in_cache], [weight[:, of_branches[i]] for i in in_cache]
         before = None if y is None else _dense(y)
-        y = _branches_in_cache.KERNELS.forward(
-            before, bias, maps, weights, *options.size, options.align_corners, options.nearest
-        )
+        y = add_branches(before, bias, maps, weights, options.size, options.align_corners, options.nearest)
     elif y is None:
         # Without channels of x, which conv2d makes an output without channels of.
         y = weight.new_zeros((branches[0].shape[0], weight.shape[0], *options.size))
@@ -189,8 +187,8 @@ def _by_place(kernels: Kernels, branches: Sequence[Tensor]) -> tuple[list[int], 
     in_cache: list[int] = []
     in_memory: list[int] = []
     for i, branch in enumerate(branches):
-        fits = branch.shape[3] >= _COLUMNS_IN_CACHE and branch.shape[1] <= _CHANNELS_IN_CACHE
-        (in_cache if fits else in_memory).append(i)
+        most = _CHANNELS_OF_SHORT_ROWS if branch.shape[3] < _SHORT_ROW else _CHANNELS_IN_CACHE
+        (in_cache if branch.shape[1] <= most else in_memory).append(i)
     return in_cache, in_memory
 
 
@@ -303,8 +301,8 @@ def _backward(
     in_cache, in_memory = _by_place(kernels, branches)
     if in_cache:
         maps, weights = [_walkable(branches[i]) for i in in_cache], [weight[:, of_branches[i]] for i in in_cache]
-        found = _branches_in_cache.KERNELS.backward(grad_output, maps, weights, options.align_corners, options.nearest)
-        for i, grad_branch, grad_of_weight in zip(in_cache, found, found[len(maps) :], strict=False):
+        found = gradients_of_branches(grad_output, maps, weights, options.align_corners, options.nearest)
+        for i, grad_branch, grad_of_weight in zip(in_cache, *found, strict=True):
             grad_branches[i] = grad_branch if need_branches[i] else None
             if grad_weight is not None:
                 grad_weight[:, of_branches[i]] = grad_of_weight
