@@ -8,13 +8,11 @@ where what is there is not what the results give.
 """
 
 import argparse
+import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-import matplotlib
-from matplotlib import pyplot
 
 from benchmarks import results, tables
 from benchmarks.contest import FORWARD, MODES, TRAINING
@@ -83,6 +81,9 @@ def with_section(text: str, section: str) -> str:
 
 def draw(document: Document, path: Path) -> None:
     """Plots each mode's time, and its fraction of the floor, against the bytes that the op must move."""
+    import matplotlib  # only here: tables are drawn without it
+    from matplotlib import pyplot
+
     matplotlib.use("Agg")
     clock = tables.clocks(document)[0]
     by_size = sorted(tables.measured(document), key=lambda record: record["floor_bytes"])
@@ -124,6 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
 
+    plots = not options.check and importlib.util.find_spec("matplotlib") is not None
+    if not plots and not options.check:
+        print("no plots: they need matplotlib", file=sys.stderr)
     directories = options.directories or sorted(path for path in results.DIRECTORY.glob("*") if path.is_dir())
     pages: dict[Path, str] = {}
     for directory in directories:
@@ -131,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not documents:
             parser.error(f"no results in {directory}")
         pages[directory / "README.md"] = device_page(documents)
-        if not options.check:
+        if plots:
             for document in filter(tables.measured, documents):
                 draw(document, directory / _plot_name(document))
     if options.readme is not None:
