@@ -7,7 +7,7 @@ convolution over x is most of the time, no form comes near it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -124,26 +124,14 @@ CASES = {
         PyramidConv2d((1, 8, 16, 16), ((8, 2),), 8),
     ],
     "cuda": [
-        PyramidConv2d(
-            (8, 2048, 64, 64),
-            tuple((512, size) for size in _PYRAMID),
-            512,
-            dtype=dtype,
-            channels_last=last,
-            headline=True,
+        replace(case, dtype=dtype, channels_last=last, headline=True)
+        for case in (
+            PyramidConv2d((8, 2048, 64, 64), tuple((512, size) for size in _PYRAMID), 512),
+            PyramidConv2d((8, 512, 32, 32), tuple((256, size) for size in _PYRAMID), 256),
+            PyramidConv2d((8, 256, 128, 128), ((256, 64), (256, 32), (256, 16)), 256),
         )
-        for dtype, last in ((torch.float32, False), (torch.bfloat16, True))
-    ]
-    + [
-        PyramidConv2d(
-            (8, 256, 128, 128),
-            ((256, 64), (256, 32), (256, 16)),
-            256,
-            dtype=dtype,
-            channels_last=last,
-            headline=True,
-        )
-        for dtype, last in ((torch.float32, False), (torch.bfloat16, True))
+        for dtype in (torch.bfloat16, torch.float32)
+        for last in (False, True)
     ],
 }
 

@@ -41,6 +41,7 @@ class Case(ABC):
     """One case of an op: its tensors, and how each contestant computes the op on them."""
 
     peer_name: ClassVar[str]
+    autotuned: ClassVar[bool] = True  # torch.compile also with its slower modes
     headline: bool  # shown in the README; the others only among the device's results
 
     @property
@@ -170,7 +171,7 @@ def _measure_op(
             contestants[name] = {}
             try:
                 run = _run(set_up(), inputs, grad_outputs)
-                _verify(name, run(), expected)
+                _verify(name, run(), expected, inputs)
                 contestants[name]["memory"] = device.peak_memory(run)
             except Exception as error:
                 if name == "ours" or (name == "eager" and isinstance(error, WrongResultError)):
@@ -183,7 +184,7 @@ def _measure_op(
                 try:
                     prepared = clock.prepare(run)
                     if prepared is not run:
-                        _verify(name, prepared(), expected)
+                        _verify(name, prepared(), expected, inputs)
                 except Exception as error:
                     if name == "ours":
                         raise
@@ -229,7 +230,7 @@ def _measure_host(case: Case, device: Device, budget: Budget, runner: Runner) ->
         "empty operator": partial(torch.ops.aten.alias.default, inputs[0]),
     }
     for name in ("eager", "ours"):
-        _verify(name, _as_tuple(calls[name]()), expected)
+        _verify(name, _as_tuple(calls[name]()), expected, inputs)
     rounds = Rounds([Entrant(name, device.host_clock, call) for name, call in calls.items()], budget)
     _time(rounds, runner)
     samples = rounds.samples("host")
@@ -260,7 +261,7 @@ def _contestants(
         **{
             name: partial(compiled, mode)
             for name, mode in device.compile_modes.items()
-            if mode == "default" or autotune
+            if mode == "default" or (autotune and case.autotuned)
         },
         "peer": lambda: case.peer(*inputs),
         "ours": lambda: partial(case.ours(), *inputs),
@@ -272,6 +273,8 @@ def _run(call: Callable[[], Outputs], inputs: tuple[Tensor, ...], grad_outputs: 
     if grad_outputs is None:
         return lambda: _as_tuple(call())
     leaves = [tensor for tensor in inputs if tensor.requires_grad]
+    # What follows a backward in a whole training step, for functions that say so: an attribute, which torch.compile keeps.
+    finish = getattr(call, "finish", getattr(getattr(call, "func", None), "finish", None))
 
     def step() -> tuple[Tensor, ...]:
         outputs = _as_tuple(call())
@@ -279,6 +282,8 @@ def _run(call: Callable[[], Outputs], inputs: tuple[Tensor, ...], grad_outputs: 
         gradients = [leaf.grad for leaf in leaves]
         for leaf in leaves:
             leaf.grad = None
+        if finish is not None:
+            finish()
         return (*(output.detach() for output in outputs), *gradients)  # type: ignore[arg-type]
 
     return step
@@ -304,7 +309,9 @@ def _expected(
     return results, grad_outputs
 
 
-def _verify(name: str, results: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+def _verify(name: str, results: Sequence[Tensor], expected: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+    """A result is held to its own dtype, or to the inputs' where that is shorter: so are steps on the way to it."""
+    coarsest = max(_TOLERANCES.get(tensor.dtype, 0) for tensor in inputs)
     if len(results) != len(expected):
         raise WrongResultError(f"{name} gives {len(results)} tensors where the reference gives {len(expected)}")
     for index, (actual, exact) in enumerate(zip(results, expected, strict=True)):
@@ -314,7 +321,8 @@ def _verify(name: str, results: Sequence[Tensor], expected: Sequence[Tensor]) ->
             continue
         scale = exact.abs().max().item()
         error = (actual.double() - exact).abs().max().item()
-        allowed = _TOLERANCES.get(actual.dtype, 0) * scale  # whole numbers must be equal
+        floating = actual.dtype in _TOLERANCES  # whole numbers must be equal
+        allowed = max(_TOLERANCES[actual.dtype], coarsest) * scale if floating else 0
         if not error <= allowed:  # also where the error is NaN
             raise WrongResultError(
                 f"{name}: result {index} differs from the reference by {error:.3g}, where {allowed:.3g} is allowed"

@@ -16,8 +16,11 @@ from torch import Tensor
 
 import sod_ops
 from benchmarks import allocator, report
+from benchmarks.bench_structure_loss import StructureLoss
+from benchmarks.bench_training_step import CASES, TrainingStep
 from benchmarks.contest import FORWARD, HOST, MODES, QUICK, TRAINING, Case, Function, WrongResultError, measure
 from benchmarks.devices import Clock, Cpu, Run
+from sod_ops.cli.models import resolve
 
 ROOT = Path(__file__).parents[1]
 
@@ -278,3 +281,58 @@ def test_a_contestant_that_fails_is_named_and_leaves_no_gradient_to_the_others()
     record = Bench().measure(Doubling(peer_error=NotImplementedError("not\nhere")), TRAINING)
     assert record["contestants"]["peer"] == {"error": "NotImplementedError: not"}
     assert list(record["speedup"]["wall"]) == ["eager"]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        TrainingStep("F3Net heads", (2, 3, 64, 64)),
+        StructureLoss((2, 1, 40, 40), heads=2, dtype=torch.bfloat16),
+    ],
+    ids=lambda case: case.name,
+)
+def test_cases_of_a_gpu_at_a_small_size(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every contestant is right; torch.compile stands aside."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    record = Bench().measure(case, TRAINING)
+    assert list(record["contestants"]) == ["eager", "peer", "ours"]
+    assert not [figures["error"] for figures in record["contestants"].values() if "error" in figures]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        TrainingStep("timm:seresnet18", (2, 3, 64, 64), dtype=torch.float32),
+        TrainingStep("smp:UPerNet(encoder_name=resnet18, classes=21)", (2, 3, 64, 64), dtype=torch.float32),
+    ],
+    ids=lambda case: case.name,
+)
+def test_training_steps_of_models_are_swapped_and_give_the_reference_s_loss(case: TrainingStep) -> None:
+    """Once each: these models are too large for a contest here."""
+    inputs = case.inputs("cpu")
+    exact = [t.double() if t.is_floating_point() else t for t in inputs]
+    expected = case.reference(*exact).item()
+    for step in (case.eager(), case.ours()):
+        assert step(*inputs).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES["cuda"], ids=lambda case: case.name)
+def test_the_models_of_a_gpu_exist(case: TrainingStep) -> None:
+    if case.library is not None:
+        assert resolve(case.model)
+
+
+def test_a_training_step_ends_with_the_optimizer_and_without_gradients() -> None:
+    case = TrainingStep("F3Net heads", (2, 3, 32, 32), dtype=torch.float32)
+    step: Any = case.ours()
+    inputs = case.inputs("cpu")
+    step(*inputs).backward()
+    (model, optimizer) = (next(c.cell_contents for c in f.__closure__ if isinstance(c.cell_contents, kind))
+                          for f, kind in ((step, torch.nn.Module), (step.finish, torch.optim.Optimizer)))  # fmt: skip
+    before = [p.detach().clone() for p in model.parameters()]
+    assert all(p.grad is not None for p in model.parameters())
+    step.finish()
+    assert all(p.grad is None for p in model.parameters())
+    assert len(optimizer.state) == len(before)
+    for p, b in zip(model.parameters(), before, strict=True):
+        assert torch.equal(p, b)
