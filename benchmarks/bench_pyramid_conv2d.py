@@ -79,6 +79,12 @@ class PyramidConv2d(Case):
         output = samples * self.out_channels * height * width
         return ((given + output) if mode == FORWARD else (3 * given + 2 * output)) * self.dtype.itemsize
 
+    def operations(self, mode: str) -> int:
+        """Of our algebra: every map at its own size; the backward takes as many for the maps and for the weight."""
+        samples, channels, height, width = self.shape
+        given = channels * height * width + sum(c * s * s for c, s in self.branches)
+        return (1 if mode == FORWARD else 3) * 2 * 9 * samples * given * self.out_channels
+
 
 def _dense_matrices(weight: Tensor, x: Tensor, *branches: Tensor, mode: str) -> Tensor:
     height, width = x.shape[2:]

@@ -73,6 +73,10 @@ class Case(ABC):
     def floor_bytes(self, mode: str) -> int:
         """What must cross memory: every large input read once, every large output written once."""
 
+    def operations(self, mode: str) -> int | None:
+        """Multiplications and additions, where they are so many that they might decide; None for some tens an element."""
+        return None
+
 
 class Budget(NamedTuple):
     """How long to measure."""

@@ -67,16 +67,16 @@ def readme_section(directories: Iterable[Path], readme: Path) -> str:
     return "\n".join(lines or ["Nothing has been measured yet.", ""])
 
 
-def with_section(text: str, section: str) -> str:
+def with_section(text: str, section: str, begin: str = BEGIN, end: str = END) -> str:
     """``text`` with ``section`` between its markers.
 
     Raises:
         ValueError: the markers are not there, once each and in order.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"expected one {BEGIN} and then one {END}")
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n{section}{END}{rest.partition(END)[2]}"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"expected one {begin} and then one {end}")
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n{section}{end}{rest.partition(end)[2]}"
 
 
 def draw(document: Document, path: Path) -> None:

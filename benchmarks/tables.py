@@ -121,7 +121,7 @@ def headline_table(document: Document) -> list[str]:
         ]
         for case, records in cases.items()
     ]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def notes(document: Document) -> list[str]:
@@ -157,13 +157,13 @@ def _mode_table(document: Document, records: Sequence[Record], clock: str) -> li
             record["case"],
             *(_time(record, name, clock, spread=True) for name in names),
             _speedup_over_better(record, clock, spread=True),
-            _three_digits(1e3 * record["floor"][clock]["median"]),
+            three_digits(1e3 * record["floor"][clock]["median"]),
             f"{record['floor_fraction'][clock]['median']:.0%}",
             " / ".join(_mebibytes(record, name) for name in names),
         ]
         for record in records
     ]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _host_times(document: Document) -> list[str]:
@@ -217,7 +217,7 @@ def _time(record: Record, contestant: str, clock: str, *, spread: bool = False) 
     statistics = figures.get(clock, {})
     if "median" not in statistics:
         return "failed"
-    text = _three_digits(1e3 * statistics["median"])
+    text = three_digits(1e3 * statistics["median"])
     if not spread:
         return text
     return f"{text} ±{(statistics['p80'] - statistics['p20']) / (2 * statistics['median']):.0%}"
@@ -236,20 +236,20 @@ def _mebibytes(record: Record, contestant: str) -> str:
     figures = record["contestants"].get(contestant)
     if figures is None:
         return "-"
-    return _three_digits(figures["memory"] / 2**20) if "memory" in figures else "failed"
+    return three_digits(figures["memory"] / 2**20) if "memory" in figures else "failed"
 
 
 def _range(statistics: dict[str, float]) -> str:
     return f"{statistics['median']:.2f} ({statistics['p20']:.2f} to {statistics['p80']:.2f})"
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
     """Three significant digits, from a thousandth on."""
     decimals = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
     return f"{value:.{decimals}f}"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return [f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines]
 

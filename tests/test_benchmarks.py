@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import sod_ops
-from benchmarks import allocator, report
+from benchmarks import allocator, floors, report
 from benchmarks.bench_structure_loss import StructureLoss
 from benchmarks.bench_training_step import CASES, TrainingStep
 from benchmarks.contest import FORWARD, HOST, MODES, QUICK, TRAINING, Case, Function, WrongResultError, measure
@@ -336,3 +336,10 @@ def test_a_training_step_ends_with_the_optimizer_and_without_gradients() -> None
     assert len(optimizer.state) == len(before)
     for p, b in zip(model.parameters(), before, strict=True):
         assert torch.equal(p, b)
+
+
+def test_the_notes_show_what_the_cases_must_move() -> None:
+    text = floors.NOTES.read_text()
+    assert text == report.with_section(text, floors.section(), floors.BEGIN, floors.END), (
+        "python -m benchmarks.floors --write"
+    )
