@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmarks import results, tables
+from benchmarks import results, tables, targets
 from benchmarks.contest import FORWARD, MODES, TRAINING
 from benchmarks.tables import Document
 
@@ -38,14 +38,24 @@ def device_page(documents: Sequence[Document]) -> str:
         if tables.measured(document):
             lines += [f"![{heading}]({_plot_name(document)})", ""]
         lines += tables.tables(document)
+    if documents[0]["device"]["type"] == "cuda":
+        lines += ["## What was to be shown", "", *targets.section(documents)]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def readme_section(directories: Iterable[Path], readme: Path) -> str:
-    """What stands between the README's markers: the headline cases of each device, and where ours is slower."""
+    """What stands between the README's markers: the headline cases of each device, and where ours is slower; GPUs first."""
     lines: list[str] = []
-    for directory in directories:
-        documents = [document for document in results.read(directory) if tables.memory_reused(document)]
+    devices = [
+        (directory, [d for d in results.read(directory) if tables.memory_reused(d)]) for directory in directories
+    ]
+    devices = sorted(devices, key=lambda device: not _on_gpu(device[1]))
+    if not any(_on_gpu(documents) for _, documents in devices):
+        lines += [
+            "Nothing has been measured on a GPU yet: `make gpu` does that, and the table of one would stand here.",
+            "",
+        ]
+    for directory, documents in devices:
         if not documents:
             continue
         page = os.path.relpath(directory / "README.md", readme.parent)
@@ -64,7 +74,11 @@ def readme_section(directories: Iterable[Path], readme: Path) -> str:
                 "",
                 *tables.shortfalls(document),
             ]
-    return "\n".join(lines or ["Nothing has been measured yet.", ""])
+    return "\n".join(lines)
+
+
+def _on_gpu(documents: Sequence[Document]) -> bool:
+    return bool(documents) and documents[0]["device"]["type"] == "cuda"
 
 
 def with_section(text: str, section: str, begin: str = BEGIN, end: str = END) -> str:

@@ -15,7 +15,7 @@ _TITLES = {
     "peer": "peer",  # replaced by the peer's own name
     "ours": "ours",
 }
-_RIVALS = ("eager", "compile", "compile_autotuned")  # which "the better" is the best of
+RIVALS = ("eager", "compile", "compile_autotuned")  # which "the better" is the best of
 _CLOCKS = {
     "wall": "elapsed time",
     "events": "time on the stream, cold L2 cache",
@@ -48,8 +48,9 @@ def memory_reused(document: Document) -> bool:
 
 def machine(document: Document) -> str:
     device = document["device"]
-    details = [str(device[key]) for key in ("instruction_set", "driver") if key in device]
-    return f"{device['name']} ({', '.join(details)}), {document['threads']} threads"
+    if device["type"] == "cuda":
+        return f"{device['name']} (driver {device['driver']}, CUDA {device['cuda']})"
+    return f"{device['name']} ({device['instruction_set']}), {document['threads']} threads"
 
 
 def origin(document: Document) -> str:
@@ -225,7 +226,7 @@ def _time(record: Record, contestant: str, clock: str, *, spread: bool = False) 
 
 def _speedup_over_better(record: Record, clock: str, *, spread: bool = False) -> str:
     """The least of the speedups over eager and torch.compile."""
-    speedups = [record["speedup"][clock][name] for name in _RIVALS if name in record["speedup"][clock]]
+    speedups = [record["speedup"][clock][name] for name in RIVALS if name in record["speedup"][clock]]
     if not speedups:
         return "-"
     least = min(speedups, key=lambda speedup: speedup["median"])
