@@ -219,6 +219,14 @@ def _measure_op(
     return record
 
 
+def prepare_ours(case: Case, device_type: str) -> tuple[Run, Callable[[], None]]:
+    """One call of ours, forward and backward, and what raises :class:`WrongResultError` where it is not right."""
+    inputs = case.inputs(device_type)
+    expected, grad_outputs = _expected(case, inputs, TRAINING)
+    run = _run(partial(case.ours(), *inputs), inputs, grad_outputs)
+    return run, lambda: _verify("ours", run(), expected, inputs)
+
+
 def _measure_host(case: Case, device: Device, budget: Budget, runner: Runner) -> dict[str, Any]:
     """Times one call on tensors that need no gradient, against an operator that computes nothing.
 

@@ -33,10 +33,10 @@ class Tiles:
         constants: BLOCK_R, BLOCK_C.
     """
 
-    def __init__(self, height: int, width: int, tile: int = _TILE) -> None:
+    def __init__(self, height: int, width: int, tile: int | None = None) -> None:
         """``tile``: pixels to a program, at least 128."""
         block_c = min(power_of_two(width), _WIDEST)
-        block_r = min(power_of_two(height), tile // block_c)
+        block_r = min(power_of_two(height), (tile or _TILE) // block_c)
         self.per_sample = triton.cdiv(height, block_r) * triton.cdiv(width, block_c)
         self.constants: dict[str, Any] = {"BLOCK_R": block_r, "BLOCK_C": block_c}
 

@@ -38,7 +38,7 @@ class Walk(NamedTuple):
     constants: dict[str, int]
 
 
-def plan_lines(images: Tensor, largest_tile: int = _TILE) -> Walk:
+def plan_lines(images: Tensor, largest_tile: int | None = None) -> Walk:
     """Plans the walk over ``images`` [B, C, H, W], contiguous, a slice of such, or channels_last."""
     samples, channels, height, width = images.shape
     interleaved, sample_step, step = map_steps(images.shape, images.stride())
@@ -47,7 +47,7 @@ def plan_lines(images: Tensor, largest_tile: int = _TILE) -> Walk:
     bits = length | sample_step | plane_step | 16
     alignment = bits & -bits
     largest = _NARROW_TILE if alignment == 1 else _DOUBLE_TILE if images.element_size() == 8 else _TILE
-    largest = min(largest, largest_tile)
+    largest = min(largest, largest_tile or _TILE)
     block_c = min(power_of_two(length), largest)
     block_r = min(power_of_two(lines), largest // block_c)
     return Walk(

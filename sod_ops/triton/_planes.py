@@ -46,7 +46,7 @@ class Walk(NamedTuple):
 
 
 def plan_walk(
-    shape: torch.Size, strides: tuple[tuple[int, ...], ...], item_size: int, largest_tile: int = _TILE
+    shape: torch.Size, strides: tuple[tuple[int, ...], ...], item_size: int, largest_tile: int | None = None
 ) -> Walk:
     """Plans the walk over maps of one shape and dtype; a function of shapes alone, so that results are reproducible.
 
@@ -67,7 +67,7 @@ def plan_walk(
     interleaved = _pixel_step(shape, strides[0]) != 1
     steps = tuple(step for stride in strides for step in _steps(shape, stride, interleaved))
     alignment = _common_power_of_two(*steps, channels if interleaved else pixels, 16 // item_size)
-    largest = min(largest_tile, _TILE if alignment > 1 else _NARROW_TILE)
+    largest = min(largest_tile or _TILE, _TILE if alignment > 1 else _NARROW_TILE)
     tile = min(max(power_of_two(samples * channels * pixels // _PROGRAMS), _SMALLEST_TILE), largest)
     if interleaved:
         block_c = min(power_of_two(channels), _CHANNELS_TOGETHER)
