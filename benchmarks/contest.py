@@ -246,11 +246,36 @@ def _measure_host(case: Case, device: Device, budget: Budget, runner: Runner) ->
     rounds = Rounds([Entrant(name, device.host_clock, call) for name, call in calls.items()], budget)
     _time(rounds, runner)
     samples = rounds.samples("host")
+    differentiated = _host_with_gradients(case, device, budget)
     return {
         "rounds": len(samples["ours"]),
+        **({"with_gradients": differentiated} if differentiated else {}),
         "contestants": {name: {"host": _statistics(seconds)} for name, seconds in samples.items()},
         "over_empty_operator": _statistics(samples["ours"] - samples["empty operator"]),
     }
+
+
+def _host_with_gradients(case: Case, device: Device, budget: Budget) -> dict[str, Any]:
+    """How long a call takes to return that needs gradients, and its backward alone, by contestant."""
+    inputs = case.inputs(device.type)
+    leaves = [tensor for tensor in inputs if tensor.requires_grad]
+    if not leaves:
+        return {}
+    entrants: dict[str, list[Entrant]] = {"forward": [], "backward": []}
+    for name, function in (("eager", case.eager()), ("ours", case.ours())):
+        forward = partial(function, *inputs)
+        outputs = _as_tuple(forward())
+        ones = [torch.ones_like(output) for output in outputs]
+        backward = partial(torch.autograd.grad, outputs, leaves, ones, retain_graph=True)
+        for phase, run in (("forward", lambda f=forward: _as_tuple(f())), ("backward", backward)):
+            entrants[phase].append(Entrant(name, device.host_clock, run))
+    times: dict[str, Any] = {}
+    for phase, some in entrants.items():
+        rounds = Rounds(some, budget)
+        for _ in range(rounds.warm_up()):
+            rounds.round()
+        times[phase] = {name: _statistics(seconds) for name, seconds in rounds.samples("host").items()}
+    return times
 
 
 def describe_error(error: BaseException) -> str:

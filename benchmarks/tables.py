@@ -177,8 +177,19 @@ def _host_times(document: Document) -> list[str]:
                 f"A call without gradients on {record['case']} returns after {times['ours']:.1f} µs (eager "
                 f"{times['eager']:.1f}, an operator that computes nothing {times['empty operator']:.1f}): "
                 f"{over['median']:.1f} µs ({over['p20']:.1f} to {over['p80']:.1f}) over that operator."
+                + _with_gradients(record)
             )
     return sentences
+
+
+def _with_gradients(record: Record) -> str:
+    if "with_gradients" not in record:
+        return ""
+    phases = {
+        phase: " (eager ".join(f"{1e6 * times[name]['median']:.1f}" for name in ("ours", "eager")) + ")"
+        for phase, times in record["with_gradients"].items()
+    }
+    return f" With gradients it returns after {phases['forward']}, and its backward alone after {phases['backward']}."
 
 
 def _losses(document: Document) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from test_operators import OPS
 from torch import Tensor
 
 import sod_ops
@@ -90,6 +91,13 @@ def test_host_time_is_compared_with_an_empty_operator(finished: Finished) -> Non
     (record,) = [record for record in finished.document["results"] if record["mode"] == HOST]
     assert list(record["contestants"]) == ["eager", "ours", "empty operator"]
     assert record["over_empty_operator"]["median"] > 0
+    for phase in ("forward", "backward"):
+        times = record["with_gradients"][phase]
+        assert list(times) == ["eager", "ours"]
+        assert all(0 < figures["p20"] <= figures["median"] for figures in times.values())
+    assert re.search(
+        r"With gradients it returns after [\d.]+ \(eager [\d.]+\), and its backward alone", finished.output
+    )
 
 
 def test_a_part_is_not_written_over_the_results() -> None:
@@ -413,6 +421,11 @@ def test_a_gpu_s_page_says_which_targets_are_met(tmp_path: Path) -> None:
         "| pyramid_pool | `8x2048x64x64 ` | 3 times the better, 90% of the floor | not measured | - |",
     ):
         assert row in page
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_s_host_time_is_measured(op: str) -> None:
+    assert hasattr(importlib.import_module(f"benchmarks.bench_{op}"), "test_host_time")
 
 
 @pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: f"{target.op} {target.cases}")
