@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import sod_ops
-from benchmarks.contest import FORWARD, Case
+from benchmarks.contest import FORWARD, HOST, Case
 from sod_ops.ops.copy_paste import _draw
 from sod_ops.reference.copy_paste import blend_alpha
 from sod_ops.reference.copy_paste import copy_paste as reference
@@ -130,3 +130,7 @@ CASES = {"cpu": _CASES, "cuda": _CASES}
 
 def test_copy_paste(case: CopyPaste, contest: Callable[[Case, str], None]) -> None:
     contest(case, FORWARD)
+
+
+def test_host_time(contest: Callable[[Case, str], None]) -> None:
+    contest(CopyPaste((2, 3, 8, 8), 2), HOST)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import sod_ops
-from benchmarks.contest import FORWARD, Case
+from benchmarks.contest import FORWARD, HOST, Case
 from sod_ops._peers import import_peer
 from sod_ops.ops.cutmix import _draw
 from sod_ops.reference.cutmix import cutmix as reference
@@ -84,3 +84,7 @@ CASES = {"cpu": _CASES, "cuda": _CASES}
 
 def test_cutmix(case: CutMix, contest: Callable[[Case, str], None]) -> None:
     contest(case, FORWARD)
+
+
+def test_host_time(contest: Callable[[Case, str], None]) -> None:
+    contest(CutMix((2, 3, 8, 8)), HOST)

@@ -7,7 +7,7 @@ convolution over x is most of the time, no form comes near it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -79,6 +79,12 @@ class PyramidConv2d(Case):
         output = samples * self.out_channels * height * width
         return ((given + output) if mode == FORWARD else (3 * given + 2 * output)) * self.dtype.itemsize
 
+    def operations(self, mode: str) -> int:
+        """Of our algebra: every map at its own size; the backward takes as many for the maps and for the weight."""
+        samples, channels, height, width = self.shape
+        given = channels * height * width + sum(c * s * s for c, s in self.branches)
+        return (1 if mode == FORWARD else 3) * 2 * 9 * samples * given * self.out_channels
+
 
 def _dense_matrices(weight: Tensor, x: Tensor, *branches: Tensor, mode: str) -> Tensor:
     height, width = x.shape[2:]
@@ -124,26 +130,14 @@ CASES = {
         PyramidConv2d((1, 8, 16, 16), ((8, 2),), 8),
     ],
     "cuda": [
-        PyramidConv2d(
-            (8, 2048, 64, 64),
-            tuple((512, size) for size in _PYRAMID),
-            512,
-            dtype=dtype,
-            channels_last=last,
-            headline=True,
+        replace(case, dtype=dtype, channels_last=last, headline=True)
+        for case in (
+            PyramidConv2d((8, 2048, 64, 64), tuple((512, size) for size in _PYRAMID), 512),
+            PyramidConv2d((8, 512, 32, 32), tuple((256, size) for size in _PYRAMID), 256),
+            PyramidConv2d((8, 256, 128, 128), ((256, 64), (256, 32), (256, 16)), 256),
         )
-        for dtype, last in ((torch.float32, False), (torch.bfloat16, True))
-    ]
-    + [
-        PyramidConv2d(
-            (8, 256, 128, 128),
-            ((256, 64), (256, 32), (256, 16)),
-            256,
-            dtype=dtype,
-            channels_last=last,
-            headline=True,
-        )
-        for dtype, last in ((torch.float32, False), (torch.bfloat16, True))
+        for dtype in (torch.bfloat16, torch.float32)
+        for last in (False, True)
     ],
 }
 

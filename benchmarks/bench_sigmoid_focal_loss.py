@@ -85,7 +85,14 @@ _COMMON = [
 
 CASES = {
     "cpu": _COMMON,
-    "cuda": [*_COMMON, SigmoidFocalLoss((64, 1, 1024, 1024), headline=True)],
+    "cuda": [
+        *(
+            SigmoidFocalLoss(shape, dtype=dtype, headline=True)
+            for shape in ((16, 1, 512, 512), (64, 1, 1024, 1024))  # the latter has 2^26 elements
+            for dtype in (torch.float32, torch.bfloat16)
+        ),
+        *_COMMON,
+    ],
 }
 
 

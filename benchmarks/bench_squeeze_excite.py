@@ -147,9 +147,7 @@ CASES = {
             )
         ),
         # 2^28 elements
-        SqueezeExcite((64, 256, 128, 128), 16, headline=True),
-        SqueezeExcite((64, 256, 128, 128), 16, dtype=torch.bfloat16, headline=True),
-        SqueezeExcite((64, 256, 128, 128), 16, dtype=torch.bfloat16, channels_last=True, headline=True),
+        *(replace(case, headline=True) for case in _variants([SqueezeExcite((64, 256, 128, 128), 16)])),
         SqueezeExcite((8, 1152, 7, 7), 48, activation="silu"),
         SqueezeExcite((1, 256, 56, 56), 16),
     ],

@@ -17,6 +17,8 @@ from benchmarks.contest import FORWARD, HOST, Case
 from sod_ops.reference.ssim import C1, C2
 from sod_ops.reference.ssim import ssim as reference
 
+AVERAGE = 2 * 2 * 11  # operations a pixel of a window of 11 along both axes
+
 
 def gaussian(device: torch.device, window_size: int = 11, sigma: float = 1.5) -> Tensor:
     """The window along one axis."""
@@ -83,6 +85,10 @@ class Ssim(Case):
 
     def floor_bytes(self, mode: str) -> int:
         return (2 if mode == FORWARD else 4) * torch.Size(self.shape).numel() * 4
+
+    def operations(self, mode: str) -> int:
+        """Five averages over windows, one axis after the other, and as many of the derivatives by them."""
+        return (1 if mode == FORWARD else 2) * 5 * AVERAGE * torch.Size(self.shape).numel()
 
 
 _CASES = [Ssim((4, 1, 256, 256), headline=True), Ssim((2, 3, 256, 256), headline=True), Ssim((1, 1, 256, 256))]

@@ -5,7 +5,7 @@ care, it computes them once, from two poolings, one along each axis. The floor r
 writes a gradient for each head.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,12 @@ def _of_head(logits: Tensor, mask: Tensor, weights: Tensor, published: bool) -> 
     return (weighted + 1 - (intersection + 1) / (union - intersection + 1)).mean()
 
 
+def published_loss(heads: list[Tensor], mask: Tensor, *, weights: Sequence[float], published: bool = False) -> Tensor:
+    """That of several heads as training code has it: the function is called for each."""
+    losses = [w * _of_head(head, mask, _weights(mask), published) for head, w in zip(heads, weights, strict=True)]
+    return torch.stack(losses).sum()
+
+
 @dataclass(frozen=True)
 class StructureLoss(Case):
     """``heads`` maps of logits [B, 1, H, W] against one mask."""
@@ -43,6 +49,7 @@ class StructureLoss(Case):
     shape: tuple[int, int, int, int]
     heads: int = 1
     published: bool = False
+    dtype: torch.dtype = torch.float32  # of the logits; the mask is float32
     headline: bool = False
 
     peer_name = "two poolings"
@@ -50,7 +57,8 @@ class StructureLoss(Case):
     @property
     def name(self) -> str:
         published = " as published" if self.published else ""
-        return f"{'x'.join(map(str, self.shape))} {self.heads} heads{published}"
+        dtype = "" if self.dtype == torch.float32 else f" {str(self.dtype).removeprefix('torch.')}"
+        return f"{'x'.join(map(str, self.shape))} {self.heads} heads{published}{dtype}"
 
     def inputs(self, device: str) -> tuple[Tensor, ...]:
         generator = torch.Generator(device).manual_seed(0)
@@ -58,7 +66,7 @@ class StructureLoss(Case):
         # Blobs, as objects are.
         coarse = torch.rand((*self.shape[:2], 8, 8), generator=generator, device=device)
         mask = (F.interpolate(coarse, self.shape[2:], mode="bilinear") > 0.5).float()
-        return *(head.requires_grad_() for head in heads), mask
+        return *(head.to(self.dtype).requires_grad_() for head in heads), mask
 
     def reference(self, *inputs: Tensor) -> Tensor:
         return reference(inputs[:-1], inputs[-1], 31, self.published, [1.0] * self.heads, "mean")
@@ -68,7 +76,7 @@ class StructureLoss(Case):
 
         def eager_structure_loss(*inputs: Tensor) -> Tensor:
             *heads, mask = inputs
-            return torch.stack([_of_head(head, mask, _weights(mask), published) for head in heads]).sum()
+            return published_loss(heads, mask, weights=[1.0] * len(heads), published=published)
 
         return eager_structure_loss
 
@@ -90,8 +98,8 @@ class StructureLoss(Case):
         return careful
 
     def floor_bytes(self, mode: str) -> int:
-        maps = self.heads + 1 + (0 if mode == FORWARD else self.heads)
-        return maps * torch.Size(self.shape).numel() * 4
+        heads = self.heads if mode == FORWARD else 2 * self.heads
+        return (heads * self.dtype.itemsize + 4) * torch.Size(self.shape).numel()
 
 
 _CASES = [
@@ -101,7 +109,15 @@ _CASES = [
     StructureLoss((1, 1, 352, 352)),
 ]
 
-CASES = {"cpu": _CASES, "cuda": [*_CASES, StructureLoss((16, 1, 1024, 1024), heads=4, headline=True)]}
+CASES = {
+    "cpu": _CASES,
+    "cuda": [
+        StructureLoss((16, 1, 352, 352), heads=6, headline=True),
+        StructureLoss((16, 1, 352, 352), heads=6, dtype=torch.bfloat16, headline=True),
+        StructureLoss((16, 1, 1024, 1024), heads=4, headline=True),
+        *_CASES,
+    ],
+}
 
 
 def test_structure_loss(case: StructureLoss, mode: str, contest: Callable[[Case, str], None]) -> None:

@@ -41,6 +41,7 @@ class Case(ABC):
     """One case of an op: its tensors, and how each contestant computes the op on them."""
 
     peer_name: ClassVar[str]
+    autotuned: ClassVar[bool] = True  # torch.compile also with its slower modes
     headline: bool  # shown in the README; the others only among the device's results
 
     @property
@@ -72,6 +73,10 @@ class Case(ABC):
     def floor_bytes(self, mode: str) -> int:
         """What must cross memory: every large input read once, every large output written once."""
 
+    def operations(self, mode: str) -> int | None:
+        """Multiplications and additions, where they are so many that they might decide; None for some tens an element."""
+        return None
+
 
 class Budget(NamedTuple):
     """How long to measure."""
@@ -82,7 +87,11 @@ class Budget(NamedTuple):
     sample_seconds: float
 
 
-FULL = Budget(seconds=2.0, least_rounds=15, most_rounds=60, sample_seconds=2e-3)
+# By device type: a GPU serves one process, and its time is dear.
+FULL = {
+    "cpu": Budget(seconds=2.0, least_rounds=15, most_rounds=60, sample_seconds=2e-3),
+    "cuda": Budget(seconds=0.5, least_rounds=15, most_rounds=60, sample_seconds=1e-3),
+}
 QUICK = Budget(seconds=0.0, least_rounds=3, most_rounds=3, sample_seconds=1e-4)
 
 
@@ -166,7 +175,7 @@ def _measure_op(
             contestants[name] = {}
             try:
                 run = _run(set_up(), inputs, grad_outputs)
-                _verify(name, run(), expected)
+                _verify(name, run(), expected, inputs)
                 contestants[name]["memory"] = device.peak_memory(run)
             except Exception as error:
                 if name == "ours" or (name == "eager" and isinstance(error, WrongResultError)):
@@ -179,7 +188,7 @@ def _measure_op(
                 try:
                     prepared = clock.prepare(run)
                     if prepared is not run:
-                        _verify(name, prepared(), expected)
+                        _verify(name, prepared(), expected, inputs)
                 except Exception as error:
                     if name == "ours":
                         raise
@@ -210,6 +219,14 @@ def _measure_op(
     return record
 
 
+def prepare_ours(case: Case, device_type: str) -> tuple[Run, Callable[[], None]]:
+    """One call of ours, forward and backward, and what raises :class:`WrongResultError` where it is not right."""
+    inputs = case.inputs(device_type)
+    expected, grad_outputs = _expected(case, inputs, TRAINING)
+    run = _run(partial(case.ours(), *inputs), inputs, grad_outputs)
+    return run, lambda: _verify("ours", run(), expected, inputs)
+
+
 def _measure_host(case: Case, device: Device, budget: Budget, runner: Runner) -> dict[str, Any]:
     """Times one call on tensors that need no gradient, against an operator that computes nothing.
 
@@ -225,15 +242,40 @@ def _measure_host(case: Case, device: Device, budget: Budget, runner: Runner) ->
         "empty operator": partial(torch.ops.aten.alias.default, inputs[0]),
     }
     for name in ("eager", "ours"):
-        _verify(name, _as_tuple(calls[name]()), expected)
+        _verify(name, _as_tuple(calls[name]()), expected, inputs)
     rounds = Rounds([Entrant(name, device.host_clock, call) for name, call in calls.items()], budget)
     _time(rounds, runner)
     samples = rounds.samples("host")
+    differentiated = _host_with_gradients(case, device, budget)
     return {
         "rounds": len(samples["ours"]),
+        **({"with_gradients": differentiated} if differentiated else {}),
         "contestants": {name: {"host": _statistics(seconds)} for name, seconds in samples.items()},
         "over_empty_operator": _statistics(samples["ours"] - samples["empty operator"]),
     }
+
+
+def _host_with_gradients(case: Case, device: Device, budget: Budget) -> dict[str, Any]:
+    """How long a call takes to return that needs gradients, and its backward alone, by contestant."""
+    inputs = case.inputs(device.type)
+    leaves = [tensor for tensor in inputs if tensor.requires_grad]
+    if not leaves:
+        return {}
+    entrants: dict[str, list[Entrant]] = {"forward": [], "backward": []}
+    for name, function in (("eager", case.eager()), ("ours", case.ours())):
+        forward = partial(function, *inputs)
+        outputs = _as_tuple(forward())
+        ones = [torch.ones_like(output) for output in outputs]
+        backward = partial(torch.autograd.grad, outputs, leaves, ones, retain_graph=True)
+        for phase, run in (("forward", lambda f=forward: _as_tuple(f())), ("backward", backward)):
+            entrants[phase].append(Entrant(name, device.host_clock, run))
+    times: dict[str, Any] = {}
+    for phase, some in entrants.items():
+        rounds = Rounds(some, budget)
+        for _ in range(rounds.warm_up()):
+            rounds.round()
+        times[phase] = {name: _statistics(seconds) for name, seconds in rounds.samples("host").items()}
+    return times
 
 
 def describe_error(error: BaseException) -> str:
@@ -256,7 +298,7 @@ def _contestants(
         **{
             name: partial(compiled, mode)
             for name, mode in device.compile_modes.items()
-            if mode == "default" or autotune
+            if mode == "default" or (autotune and case.autotuned)
         },
         "peer": lambda: case.peer(*inputs),
         "ours": lambda: partial(case.ours(), *inputs),
@@ -268,6 +310,8 @@ def _run(call: Callable[[], Outputs], inputs: tuple[Tensor, ...], grad_outputs: 
     if grad_outputs is None:
         return lambda: _as_tuple(call())
     leaves = [tensor for tensor in inputs if tensor.requires_grad]
+    # What follows a backward in a whole training step, for functions that say so: an attribute, which torch.compile keeps.
+    finish = getattr(call, "finish", getattr(getattr(call, "func", None), "finish", None))
 
     def step() -> tuple[Tensor, ...]:
         outputs = _as_tuple(call())
@@ -275,6 +319,8 @@ def _run(call: Callable[[], Outputs], inputs: tuple[Tensor, ...], grad_outputs: 
         gradients = [leaf.grad for leaf in leaves]
         for leaf in leaves:
             leaf.grad = None
+        if finish is not None:
+            finish()
         return (*(output.detach() for output in outputs), *gradients)  # type: ignore[arg-type]
 
     return step
@@ -300,7 +346,9 @@ def _expected(
     return results, grad_outputs
 
 
-def _verify(name: str, results: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+def _verify(name: str, results: Sequence[Tensor], expected: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
+    """A result is held to its own dtype, or to the inputs' where that is shorter: so are steps on the way to it."""
+    coarsest = max(_TOLERANCES.get(tensor.dtype, 0) for tensor in inputs)
     if len(results) != len(expected):
         raise WrongResultError(f"{name} gives {len(results)} tensors where the reference gives {len(expected)}")
     for index, (actual, exact) in enumerate(zip(results, expected, strict=True)):
@@ -310,7 +358,8 @@ def _verify(name: str, results: Sequence[Tensor], expected: Sequence[Tensor]) ->
             continue
         scale = exact.abs().max().item()
         error = (actual.double() - exact).abs().max().item()
-        allowed = _TOLERANCES.get(actual.dtype, 0) * scale  # whole numbers must be equal
+        floating = actual.dtype in _TOLERANCES  # whole numbers must be equal
+        allowed = max(_TOLERANCES[actual.dtype], coarsest) * scale if floating else 0
         if not error <= allowed:  # also where the error is NaN
             raise WrongResultError(
                 f"{name}: result {index} differs from the reference by {error:.3g}, where {allowed:.3g} is allowed"

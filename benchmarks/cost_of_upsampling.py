@@ -109,7 +109,7 @@ def main() -> int:
             own_size = pays_before_upsampling(branch, weight, (cell.size, cell.size), training)
             chosen = "own size" if own_size else "plain"
             entrants = [Entrant(name, clock, run) for name, run in steps(cell, training=training).items()]
-            rounds = Rounds(entrants, FULL._replace(seconds=options.seconds))
+            rounds = Rounds(entrants, FULL["cpu"]._replace(seconds=options.seconds))
             for _ in range(rounds.warm_up()):
                 rounds.round()
             times = {name: 1e3 * seconds for name, seconds in rounds.samples(clock.name).items()}

@@ -195,6 +195,8 @@ class Cuda:
 
     def __init__(self, processor: str) -> None:
         """``processor``: the host's."""
+        # Convolutions of float32 would otherwise round their factors to ten bits, which the reference does not.
+        torch.backends.cudnn.allow_tf32 = False
         self.name = torch.cuda.get_device_name()
         self._processor = _tidy(processor)
         self.slug = slugify(self.name)

@@ -8,15 +8,13 @@ where what is there is not what the results give.
 """
 
 import argparse
+import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import matplotlib
-from matplotlib import pyplot
-
-from benchmarks import results, tables
+from benchmarks import results, tables, targets
 from benchmarks.contest import FORWARD, MODES, TRAINING
 from benchmarks.tables import Document
 
@@ -40,14 +38,24 @@ def device_page(documents: Sequence[Document]) -> str:
         if tables.measured(document):
             lines += [f"![{heading}]({_plot_name(document)})", ""]
         lines += tables.tables(document)
+    if documents[0]["device"]["type"] == "cuda":
+        lines += ["## What was to be shown", "", *targets.section(documents)]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def readme_section(directories: Iterable[Path], readme: Path) -> str:
-    """What stands between the README's markers: the headline cases of each device, and where ours is slower."""
+    """What stands between the README's markers: the headline cases of each device, and where ours is slower; GPUs first."""
     lines: list[str] = []
-    for directory in directories:
-        documents = [document for document in results.read(directory) if tables.memory_reused(document)]
+    devices = [
+        (directory, [d for d in results.read(directory) if tables.memory_reused(d)]) for directory in directories
+    ]
+    devices = sorted(devices, key=lambda device: not _on_gpu(device[1]))
+    if not any(_on_gpu(documents) for _, documents in devices):
+        lines += [
+            "Nothing has been measured on a GPU yet: `make gpu` does that, and the table of one would stand here.",
+            "",
+        ]
+    for directory, documents in devices:
         if not documents:
             continue
         page = os.path.relpath(directory / "README.md", readme.parent)
@@ -66,23 +74,30 @@ def readme_section(directories: Iterable[Path], readme: Path) -> str:
                 "",
                 *tables.shortfalls(document),
             ]
-    return "\n".join(lines or ["Nothing has been measured yet.", ""])
+    return "\n".join(lines)
 
 
-def with_section(text: str, section: str) -> str:
+def _on_gpu(documents: Sequence[Document]) -> bool:
+    return bool(documents) and documents[0]["device"]["type"] == "cuda"
+
+
+def with_section(text: str, section: str, begin: str = BEGIN, end: str = END) -> str:
     """``text`` with ``section`` between its markers.
 
     Raises:
         ValueError: the markers are not there, once each and in order.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"expected one {BEGIN} and then one {END}")
-    before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n{section}{END}{rest.partition(END)[2]}"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"expected one {begin} and then one {end}")
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n{section}{end}{rest.partition(end)[2]}"
 
 
 def draw(document: Document, path: Path) -> None:
     """Plots each mode's time, and its fraction of the floor, against the bytes that the op must move."""
+    import matplotlib  # only here: tables are drawn without it
+    from matplotlib import pyplot
+
     matplotlib.use("Agg")
     clock = tables.clocks(document)[0]
     by_size = sorted(tables.measured(document), key=lambda record: record["floor_bytes"])
@@ -124,6 +139,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
 
+    plots = not options.check and importlib.util.find_spec("matplotlib") is not None
+    if not plots and not options.check:
+        print("no plots: they need matplotlib", file=sys.stderr)
     directories = options.directories or sorted(path for path in results.DIRECTORY.glob("*") if path.is_dir())
     pages: dict[Path, str] = {}
     for directory in directories:
@@ -131,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not documents:
             parser.error(f"no results in {directory}")
         pages[directory / "README.md"] = device_page(documents)
-        if not options.check:
+        if plots:
             for document in filter(tables.measured, documents):
                 draw(document, directory / _plot_name(document))
     if options.readme is not None:

@@ -15,7 +15,7 @@ _TITLES = {
     "peer": "peer",  # replaced by the peer's own name
     "ours": "ours",
 }
-_RIVALS = ("eager", "compile", "compile_autotuned")  # which "the better" is the best of
+RIVALS = ("eager", "compile", "compile_autotuned")  # which "the better" is the best of
 _CLOCKS = {
     "wall": "elapsed time",
     "events": "time on the stream, cold L2 cache",
@@ -48,8 +48,9 @@ def memory_reused(document: Document) -> bool:
 
 def machine(document: Document) -> str:
     device = document["device"]
-    details = [str(device[key]) for key in ("instruction_set", "driver") if key in device]
-    return f"{device['name']} ({', '.join(details)}), {document['threads']} threads"
+    if device["type"] == "cuda":
+        return f"{device['name']} (driver {device['driver']}, CUDA {device['cuda']})"
+    return f"{device['name']} ({device['instruction_set']}), {document['threads']} threads"
 
 
 def origin(document: Document) -> str:
@@ -121,7 +122,7 @@ def headline_table(document: Document) -> list[str]:
         ]
         for case, records in cases.items()
     ]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def notes(document: Document) -> list[str]:
@@ -157,13 +158,13 @@ def _mode_table(document: Document, records: Sequence[Record], clock: str) -> li
             record["case"],
             *(_time(record, name, clock, spread=True) for name in names),
             _speedup_over_better(record, clock, spread=True),
-            _three_digits(1e3 * record["floor"][clock]["median"]),
+            three_digits(1e3 * record["floor"][clock]["median"]),
             f"{record['floor_fraction'][clock]['median']:.0%}",
             " / ".join(_mebibytes(record, name) for name in names),
         ]
         for record in records
     ]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _host_times(document: Document) -> list[str]:
@@ -176,8 +177,19 @@ def _host_times(document: Document) -> list[str]:
                 f"A call without gradients on {record['case']} returns after {times['ours']:.1f} µs (eager "
                 f"{times['eager']:.1f}, an operator that computes nothing {times['empty operator']:.1f}): "
                 f"{over['median']:.1f} µs ({over['p20']:.1f} to {over['p80']:.1f}) over that operator."
+                + _with_gradients(record)
             )
     return sentences
+
+
+def _with_gradients(record: Record) -> str:
+    if "with_gradients" not in record:
+        return ""
+    phases = {
+        phase: " (eager ".join(f"{1e6 * times[name]['median']:.1f}" for name in ("ours", "eager")) + ")"
+        for phase, times in record["with_gradients"].items()
+    }
+    return f" With gradients it returns after {phases['forward']}, and its backward alone after {phases['backward']}."
 
 
 def _losses(document: Document) -> list[str]:
@@ -217,7 +229,7 @@ def _time(record: Record, contestant: str, clock: str, *, spread: bool = False) 
     statistics = figures.get(clock, {})
     if "median" not in statistics:
         return "failed"
-    text = _three_digits(1e3 * statistics["median"])
+    text = three_digits(1e3 * statistics["median"])
     if not spread:
         return text
     return f"{text} ±{(statistics['p80'] - statistics['p20']) / (2 * statistics['median']):.0%}"
@@ -225,7 +237,7 @@ def _time(record: Record, contestant: str, clock: str, *, spread: bool = False) 
 
 def _speedup_over_better(record: Record, clock: str, *, spread: bool = False) -> str:
     """The least of the speedups over eager and torch.compile."""
-    speedups = [record["speedup"][clock][name] for name in _RIVALS if name in record["speedup"][clock]]
+    speedups = [record["speedup"][clock][name] for name in RIVALS if name in record["speedup"][clock]]
     if not speedups:
         return "-"
     least = min(speedups, key=lambda speedup: speedup["median"])
@@ -236,20 +248,20 @@ def _mebibytes(record: Record, contestant: str) -> str:
     figures = record["contestants"].get(contestant)
     if figures is None:
         return "-"
-    return _three_digits(figures["memory"] / 2**20) if "memory" in figures else "failed"
+    return three_digits(figures["memory"] / 2**20) if "memory" in figures else "failed"
 
 
 def _range(statistics: dict[str, float]) -> str:
     return f"{statistics['median']:.2f} ({statistics['p20']:.2f} to {statistics['p80']:.2f})"
 
 
-def _three_digits(value: float) -> str:
+def three_digits(value: float) -> str:
     """Three significant digits, from a thousandth on."""
     decimals = 0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3
     return f"{value:.{decimals}f}"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return [f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines]
 

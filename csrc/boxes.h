@@ -30,9 +30,9 @@ inline torch::stable::Tensor new_dense(const torch::stable::Tensor& like, std::i
                                        torch::headeronly::ScalarType dtype) {
   const int64_t strides[2] = {sizes.size() == 2 ? std::max<int64_t>(1, sizes.begin()[1]) : 1, 1};
   int32_t device_type;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
                                torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype)), device_type,
                                like.get_device_index(), &handle));

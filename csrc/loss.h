@@ -86,7 +86,7 @@ inline torch::stable::Tensor empty_like(const torch::stable::Tensor& self, torch
   using torch::stable::detail::from;
   std::array<StableIValue, 6> stack{from(self),         from(std::optional(dtype)), from(std::nullopt),
                                     from(std::nullopt), from(std::nullopt),         from(std::nullopt)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<torch::stable::Tensor>(stack[0]);
 }
 

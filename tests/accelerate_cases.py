@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from peers import import_peer
 from torch import Tensor, nn
 
 import sod_ops
-from sod_ops._peers import import_peer
 
 # In float64, two ways of summing a few thousand terms differ by some 1e-15 of the largest. PyTorch's own hardsigmoid
 # knows the 1/6 of its gradient in float32 only, which is off by 3e-8. A whole model multiplies either by some ten to a

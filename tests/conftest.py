@@ -1,5 +1,6 @@
 """Which backends the tests run on: all that this machine can have. On a machine without a GPU none of them is skipped."""
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,8 +16,10 @@ if not torch.cuda.is_available():
 import sod_ops
 
 ON_GPU = torch.cuda.is_available()
-collect_ignore = [] if ON_GPU else ["test_gpu.py"]
-
+GPU_ONLY = ("test_gpu.py", "test_gpu_models.py")
+collect_ignore = [] if ON_GPU else list(GPU_ONLY)
+# PyTorch's convolutions of float32 would otherwise round their factors to ten bits.
+torch.backends.cudnn.allow_tf32 = False
 
 vector_math.settle()
 
@@ -59,11 +62,20 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """On a GPU an op without a CUDA C++ kernel has no test there: the op's module says which backends have kernels."""
+    """Marks what a GPU adds (``-m gpu``), and leaves out what has nothing to test.
+
+    On a GPU an op without a CUDA C++ kernel has no test there: the op's module says which backends have kernels.
+    """
+    without_opcheck = importlib.util.find_spec("expecttest") is None
     for item in list(items):
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         chosen = parameters.get("backend") or parameters.get("kernel_backend")
         without = getattr(item.module, "WITHOUT_KERNELS", ())
-        if chosen and chosen.name in without:
+        if isinstance(chosen, Backend) and chosen.name in without:
             items.remove(item)
+        if item.path.name in GPU_ONLY or (isinstance(chosen, Backend) and chosen.device == "cuda"):
+            item.add_marker("gpu")
+        if without_opcheck and "opcheck" in item.name:
+            item.add_marker(pytest.mark.skip(reason="torch.library.opcheck needs expecttest, which is not installed"))

@@ -354,6 +354,7 @@ def test_does_not_depend_on_the_number_of_threads(samples: int) -> None:
             assert torch.equal(a, b)
 
 
+@pytest.mark.gpu
 def test_groups_of_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton: the same from a workspace that holds fewer samples than there are."""
     backend = Backend("triton", "cuda" if torch.cuda.is_available() else "cpu")

@@ -1,5 +1,6 @@
 """The benchmarks: one small case from end to end, what they verify and record, and the report."""
 
+import importlib
 import json
 import os
 import re
@@ -12,12 +13,16 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from test_operators import OPS
 from torch import Tensor
 
 import sod_ops
-from benchmarks import allocator, report
+from benchmarks import allocator, floors, report, targets
+from benchmarks.bench_structure_loss import StructureLoss
+from benchmarks.bench_training_step import CASES, TrainingStep
 from benchmarks.contest import FORWARD, HOST, MODES, QUICK, TRAINING, Case, Function, WrongResultError, measure
 from benchmarks.devices import Clock, Cpu, Run
+from sod_ops.cli.models import resolve
 
 ROOT = Path(__file__).parents[1]
 
@@ -86,6 +91,13 @@ def test_host_time_is_compared_with_an_empty_operator(finished: Finished) -> Non
     (record,) = [record for record in finished.document["results"] if record["mode"] == HOST]
     assert list(record["contestants"]) == ["eager", "ours", "empty operator"]
     assert record["over_empty_operator"]["median"] > 0
+    for phase in ("forward", "backward"):
+        times = record["with_gradients"][phase]
+        assert list(times) == ["eager", "ours"]
+        assert all(0 < figures["p20"] <= figures["median"] for figures in times.values())
+    assert re.search(
+        r"With gradients it returns after [\d.]+ \(eager [\d.]+\), and its backward alone", finished.output
+    )
 
 
 def test_a_part_is_not_written_over_the_results() -> None:
@@ -278,3 +290,156 @@ def test_a_contestant_that_fails_is_named_and_leaves_no_gradient_to_the_others()
     record = Bench().measure(Doubling(peer_error=NotImplementedError("not\nhere")), TRAINING)
     assert record["contestants"]["peer"] == {"error": "NotImplementedError: not"}
     assert list(record["speedup"]["wall"]) == ["eager"]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        TrainingStep("F3Net heads", (2, 3, 64, 64)),
+        StructureLoss((2, 1, 40, 40), heads=2, dtype=torch.bfloat16),
+    ],
+    ids=lambda case: case.name,
+)
+def test_cases_of_a_gpu_at_a_small_size(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every contestant is right; torch.compile stands aside."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    record = Bench().measure(case, TRAINING)
+    assert list(record["contestants"]) == ["eager", "peer", "ours"]
+    assert not [figures["error"] for figures in record["contestants"].values() if "error" in figures]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        TrainingStep("timm:seresnet18", (2, 3, 64, 64), dtype=torch.float32),
+        TrainingStep("smp:UPerNet(encoder_name=resnet18, classes=21)", (2, 3, 64, 64), dtype=torch.float32),
+    ],
+    ids=lambda case: case.name,
+)
+def test_training_steps_of_models_are_swapped_and_give_the_reference_s_loss(case: TrainingStep) -> None:
+    """Once each: these models are too large for a contest here."""
+    inputs = case.inputs("cpu")
+    exact = [t.double() if t.is_floating_point() else t for t in inputs]
+    expected = case.reference(*exact).item()
+    for step in (case.eager(), case.ours()):
+        assert step(*inputs).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES["cuda"], ids=lambda case: case.name)
+def test_the_models_of_a_gpu_exist(case: TrainingStep) -> None:
+    if case.library is not None:
+        assert resolve(case.model)
+
+
+def test_a_training_step_ends_with_the_optimizer_and_without_gradients() -> None:
+    case = TrainingStep("F3Net heads", (2, 3, 32, 32), dtype=torch.float32)
+    step: Any = case.ours()
+    inputs = case.inputs("cpu")
+    step(*inputs).backward()
+    (model, optimizer) = (next(c.cell_contents for c in f.__closure__ if isinstance(c.cell_contents, kind))
+                          for f, kind in ((step, torch.nn.Module), (step.finish, torch.optim.Optimizer)))  # fmt: skip
+    before = [p.detach().clone() for p in model.parameters()]
+    assert all(p.grad is not None for p in model.parameters())
+    step.finish()
+    assert all(p.grad is None for p in model.parameters())
+    assert len(optimizer.state) == len(before)
+    for p, b in zip(model.parameters(), before, strict=True):
+        assert torch.equal(p, b)
+
+
+def test_the_notes_show_what_the_cases_must_move() -> None:
+    text = floors.NOTES.read_text()
+    assert text == report.with_section(text, floors.section(), floors.BEGIN, floors.END), (
+        "python -m benchmarks.floors --write"
+    )
+
+
+def made_up_gpu(folder: Path) -> Path:
+    """Results as a GPU would leave them: test data, nothing of it was measured."""
+    clocks = ("events", "graph")
+
+    def statistics(median: float) -> dict[str, float]:
+        return {"median": median, "p20": 0.9 * median, "p80": 1.1 * median}
+
+    def record(case: str, ours: float, *, eager: float = 1e-3, compiled: float = 5e-4, floor: float = 1e-4) -> Any:
+        times = {"eager": eager, "compile": compiled, "compile_autotuned": compiled, "peer": eager, "ours": ours}
+        return {
+            "case": case, "mode": TRAINING, "headline": True, "rounds": 15, "floor_bytes": 10**8,
+            "contestants": {
+                name: {"memory": 10**6 if name == "ours" else 2 * 10**6} | {clock: statistics(t) for clock in clocks}
+                for name, t in times.items()
+            },
+            "floor": {clock: statistics(floor) | {"bandwidth": 1e12} for clock in clocks},
+            "floor_fraction": {clock: statistics(floor / ours) for clock in clocks},
+            "speedup": {clock: {k: statistics(t / ours) for k, t in times.items() if k != "ours"} for clock in clocks},
+        }  # fmt: skip
+
+    common = {
+        "device": {"type": "cuda", "name": "Test Data GPU", "driver": "1.2.3", "cuda": "13.0", "host": "a CPU"},
+        "threads": 8, "backend": "auto", "backends": {"triton": None}, "versions": {"sod_ops": "0", "torch": "2.11"},
+        "commit": {"id": "0" * 40, "dirty": False}, "date": "2001-02-03T04:05:06+00:00", "allocator": allocator.REUSED,
+        "command": "python -m pytest benchmarks", "load_average": 0.0, "complete": True, "quick": False,
+    }  # fmt: skip
+    documents = {
+        "squeeze_excite": [record("64x256x56x56 R=16 float32", 2e-4), record("64x1024x14x14 R=64 float32", 6e-4)],
+        "pyramid_conv2d": [record("8x2048x64x64 +512@1 to 512 bfloat16", 2.5e-4)],
+    }
+    directory = folder / "test-data-gpu"
+    directory.mkdir()
+    for op, records in documents.items():
+        (directory / f"{op}.json").write_text(json.dumps(common | {"op": op, "peer": "a peer", "results": records}))
+    return directory
+
+
+def test_results_of_a_gpu_give_its_table_with_name_and_date_and_where_it_loses(tmp_path: Path) -> None:
+    section = report.readme_section([made_up_gpu(tmp_path)], tmp_path / "README.md")
+    assert section.startswith("### Test Data GPU (driver 1.2.3, CUDA 13.0)\n")
+    assert "2001-02-03" in section
+    assert "| 64x256x56x56 R=16 float32 | 1.00 | 0.500 | 0.500 | 1.00 | 0.200 | 2.50 | 50% |" in section
+    assert "- 64x1024x14x14 R=64 float32, forward + backward (graph): 0.83 (0.75 to 0.92) of torch.compile" in section
+    assert "on a GPU yet" not in section
+
+
+def test_a_gpu_stands_before_cpus_and_its_absence_is_said(finished: Finished, tmp_path: Path) -> None:
+    gpu = made_up_gpu(tmp_path)
+    section = report.readme_section([finished.directory, gpu], tmp_path / "README.md")
+    assert section.count("### ") == 2
+    assert section.startswith("### Test Data GPU")
+    section = report.readme_section([finished.directory], tmp_path / "README.md")
+    assert section.startswith("Nothing has been measured on a GPU yet")
+
+
+def test_a_gpu_s_page_says_which_targets_are_met(tmp_path: Path) -> None:
+    directory = made_up_gpu(tmp_path)
+    assert report.main([str(directory)]) == 0
+    page = (directory / "README.md").read_text()
+    for row in (
+        "| squeeze_excite | 64x256x56x56 R=16 float32 | 2 times the better | 2.50 | yes |",
+        "| squeeze_excite | 64x1024x14x14 R=64 float32 | 2 times the better | 0.83 | no |",
+        "| pyramid_conv2d | 8x2048x64x64 +512@1 to 512 bfloat16 | 1.8 times the better | 2.00 | yes |",
+        "| pyramid_conv2d | 8x2048x64x64 +512@1 to 512 bfloat16 | 60% of eager's peak memory | 50% | yes |",
+        "| pyramid_pool | `8x2048x64x64 ` | 3 times the better, 90% of the floor | not measured | - |",
+    ):
+        assert row in page
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_s_host_time_is_measured(op: str) -> None:
+    assert hasattr(importlib.import_module(f"benchmarks.bench_{op}"), "test_host_time")
+
+
+@pytest.mark.parametrize("target", targets.TARGETS, ids=lambda target: f"{target.op} {target.cases}")
+def test_every_target_has_its_cases(target: targets.Target) -> None:
+    """In float32 and bfloat16, but for boxes, whose coordinates bfloat16 rounds to pixels, and models in autocast."""
+    module = importlib.import_module(f"benchmarks.bench_{target.op}")
+    if target.host is not None:
+        return
+    cases = [case for case in module.CASES["cuda"] if re.match(target.cases, case.name)]
+    assert cases
+    assert all(case.headline for case in cases)
+    if target.op not in ("box_iou_loss", "training_step"):
+        assert {case.dtype for case in cases} == {torch.float32, torch.bfloat16}
+    if any(case.channels_last for case in cases if hasattr(case, "channels_last")) and target.op != "training_step":
+        assert {(case.dtype, case.channels_last) for case in cases} == {
+            (dtype, last) for dtype in (torch.float32, torch.bfloat16) for last in (False, True)
+        }

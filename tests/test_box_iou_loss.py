@@ -12,11 +12,11 @@ from cases import FLOATING
 from conftest import Backend
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peers import import_peer
 from tolerances import assert_accurate
 from torch import Tensor
 
 import sod_ops
-from sod_ops._peers import import_peer
 from sod_ops.ops import box_iou_loss as op
 from sod_ops.reference.box_iou_loss import LOSSES
 

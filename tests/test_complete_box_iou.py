@@ -12,11 +12,11 @@ from cases import FLOATING
 from conftest import Backend
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peers import import_peer
 from tolerances import assert_accurate
 from torch import Tensor
 
 import sod_ops
-from sod_ops._peers import import_peer
 from sod_ops.ops import complete_box_iou as op
 
 NAMES = ("forward", "boxes1", "boxes2")

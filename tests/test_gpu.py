@@ -1,223 +1,202 @@
-"""What only a GPU can show: streams, graphs, synchronisation, memory. Collected where there is one (conftest.py)."""
+"""What only a GPU can show of an op: streams, graphs, synchronisation, memory. Collected where there is one (conftest.py).
+
+The ops and their inputs are in gpu_cases.py, of which test_gpu_cases.py runs on every machine what needs no GPU.
+"""
 
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import NamedTuple
 
 import pytest
 import torch
+from gpu_cases import (
+    CALLS,
+    LARGE,
+    MODEL,
+    SMALL,
+    Call,
+    Draw,
+    Size,
+    assert_equals_the_reference,
+    forward_and_backward,
+    stem,
+)
 from torch import Tensor
 
 import sod_ops
-from sod_ops.ops.copy_paste import paste as paste_instances
-from sod_ops.ops.cutmix import _draw as draw_cutmix
-from sod_ops.ops.cutmix import paste
 
 DEVICE = "cuda"
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-class Call(NamedTuple):
-    """One op on inputs of model size: ``function(*inputs)`` returns one tensor."""
-
-    function: Callable[..., Tensor]
-    inputs: tuple[Tensor, ...]
-    stores_gradient: bool = False  # of the first input, as the forward of a mean does
-
-
-def squeeze_excite(dtype: torch.dtype, device: str) -> Call:
-    shapes = ((8, 64, 28, 28), (16, 64, 1, 1), (16,), (64, 16, 1, 1), (64,))
-    inputs = tuple((torch.randn(s, device=device) * 0.3).to(dtype).requires_grad_() for s in shapes)
-    return Call(sod_ops.squeeze_excite, inputs)
-
-
-def pyramid_pool(dtype: torch.dtype, device: str) -> Call:
-    """The levels as one tensor."""
-    x = torch.randn(4, 64, 33, 40, device=device).to(dtype).requires_grad_()
-    return Call(lambda x: torch.cat([level.flatten(2) for level in sod_ops.pyramid_pool(x)], 2), (x,))
-
-
-def channel_pool(dtype: torch.dtype, device: str) -> Call:
-    x = torch.randn(4, 64, 33, 40, device=device).to(dtype).requires_grad_()
-    return Call(sod_ops.channel_pool, (x,))
-
-
-def global_pool(dtype: torch.dtype, device: str) -> Call:
-    """Mean and maximum as one tensor."""
-    x = torch.randn(4, 64, 33, 40, device=device).to(dtype).requires_grad_()
-    return Call(lambda x: torch.cat(sod_ops.global_pool(x), 1), (x,))
-
-
-def gate(dtype: torch.dtype, device: str) -> Call:
-    shapes = ((4, 64, 33, 40), (4, 64, 1, 1), (4, 1, 33, 40))
-    return Call(sod_ops.gate, tuple(torch.randn(s, device=device).to(dtype).requires_grad_() for s in shapes))
-
-
-def boxes(count: int, dtype: torch.dtype, device: str) -> Tensor:
-    """[count, 4], in 100 x 100 pixels."""
-    return (torch.rand(count, 2, 2, device=device).sort(1).values * 100).view(-1, 4).to(dtype).requires_grad_()
-
-
-def box_iou_loss(dtype: torch.dtype, device: str) -> Call:
-    return Call(sod_ops.complete_box_iou_loss, (boxes(5000, dtype, device), boxes(5000, dtype, device)))
-
-
-def complete_box_iou(dtype: torch.dtype, device: str) -> Call:
-    return Call(sod_ops.complete_box_iou, (boxes(300, dtype, device), boxes(200, dtype, device)))
-
-
-def sigmoid_focal_loss(dtype: torch.dtype, device: str) -> Call:
-    inputs = torch.randn(8, 4, 112, 112, device=device).to(dtype)[:, :1].requires_grad_()
-    targets = torch.rand(8, 1, 112, 112, device=device)
-    return Call(partial(sod_ops.sigmoid_focal_loss, reduction="mean"), (inputs, targets), stores_gradient=True)
-
-
-def softmax_focal_loss(dtype: torch.dtype, device: str) -> Call:
-    inputs = torch.randn(4, 19, 64, 64, device=device).to(dtype).requires_grad_()
-    targets = torch.randint(19, (4, 64, 64), device=device)
-    return Call(sod_ops.softmax_focal_loss, (inputs, targets), stores_gradient=True)
-
-
-def pyramid_conv2d(dtype: torch.dtype, device: str) -> Call:
-    shapes = ((4, 64, 30, 30), (4, 32, 1, 1), (4, 32, 6, 6), (4, 32, 15, 15), (64, 160, 3, 3), (64,))
-    x, *branches, weight, bias = ((torch.randn(s, device=device) * 0.1).to(dtype).requires_grad_() for s in shapes)
-    return Call(
-        lambda x, weight, bias, *branches: sod_ops.pyramid_conv2d(x, branches, weight, bias),
-        (x, weight, bias, *branches),
-    )
-
-
-def pyramid_upsample_concat(dtype: torch.dtype, device: str) -> Call:
-    shapes = ((4, 64, 33, 40), (4, 16, 1, 1), (4, 16, 6, 6))
-    inputs = tuple(torch.randn(shape, device=device).to(dtype).requires_grad_() for shape in shapes)
-    return Call(lambda x, *branches: sod_ops.pyramid_upsample_concat(x, branches), inputs)
-
-
-def box_filter(dtype: torch.dtype, device: str) -> Call:
-    mask = torch.rand(4, 1, 96, 80, device=device).to(dtype).requires_grad_()
-    return Call(partial(sod_ops.box_filter, kernel_size=31), (mask,))
-
-
-def structure_loss(dtype: torch.dtype, device: str) -> Call:
-    logits = torch.randn(8, 2, 112, 112, device=device).to(dtype)[:, :1].requires_grad_()
-    mask = (torch.rand(8, 1, 112, 112, device=device) > 0.5).float()
-    return Call(sod_ops.structure_loss, (logits, mask), stores_gradient=True)
-
-
-def tversky_loss(dtype: torch.dtype, device: str) -> Call:
-    return structure_loss(dtype, device)._replace(function=sod_ops.tversky_loss)
-
-
-def adaptive_pixel_intensity_loss(dtype: torch.dtype, device: str) -> Call:
-    probabilities = torch.rand(8, 2, 112, 112, device=device).to(dtype)[:, :1].requires_grad_()
-    mask = (torch.rand(8, 1, 112, 112, device=device) > 0.5).float()
-    return Call(sod_ops.adaptive_pixel_intensity_loss, (probabilities, mask), stores_gradient=True)
-
-
-def bce_ssim_iou_loss(dtype: torch.dtype, device: str) -> Call:
-    return adaptive_pixel_intensity_loss(dtype, device)._replace(function=sod_ops.bce_ssim_iou_loss)
-
-
-def ssim(dtype: torch.dtype, device: str) -> Call:
-    x, y = (torch.rand(4, 1, 96, 80, device=device).to(dtype).requires_grad_() for _ in range(2))
-    return Call(partial(sod_ops.ssim, reduction="none"), (x, y))
-
-
-def cutmix(dtype: torch.dtype, device: str) -> Call:
-    """The pasting, which is what is differentiated; test_cutmix_draws_in_a_graph has the rest."""
-    images = torch.rand(8, 3, 96, 80, device=device).to(dtype).requires_grad_()
-    partner, boxes, _ = draw_cutmix(images, 1.0, True, None)
-    return Call(partial(paste, partner=partner, boxes=boxes), (images,))
-
-
-def copy_paste(dtype: torch.dtype, device: str) -> Call:
-    """The images, with blended edges."""
-    images = torch.rand(8, 3, 96, 80, device=device).to(dtype).requires_grad_()
-    masks = torch.rand(8, 4, 12, 10, device=device).sub(0.4).round().bool()
-    masks = masks.repeat_interleave(8, 2).repeat_interleave(8, 3)
-    partner, chosen = torch.arange(8, device=device).roll(1), torch.ones(8, 4, dtype=torch.bool, device=device)
-    return Call(lambda images: paste_instances(images, masks, partner, chosen, 1.5, 0.3)[0], (images,))
-
-
-# An op adds a line.
-CALLS = {
-    "squeeze_excite": squeeze_excite,
-    "box_iou_loss": box_iou_loss,
-    "complete_box_iou": complete_box_iou,
-    "pyramid_conv2d": pyramid_conv2d,
-    "sigmoid_focal_loss": sigmoid_focal_loss,
-    "softmax_focal_loss": softmax_focal_loss,
-    "channel_pool": channel_pool,
-    "global_pool": global_pool,
-    "gate": gate,
-    "pyramid_pool": pyramid_pool,
-    "pyramid_upsample_concat": pyramid_upsample_concat,
-    "box_filter": box_filter,
-    "copy_paste": copy_paste,
-    "cutmix": cutmix,
-    "bce_ssim_iou_loss": bce_ssim_iou_loss,
-    "ssim": ssim,
-    "structure_loss": structure_loss,
-    "adaptive_pixel_intensity_loss": adaptive_pixel_intensity_loss,
-    "tversky_loss": tversky_loss,
-}
+def require_kernel(backend: str, name: str) -> None:
+    """Skips the CUDA C++ backend for an op that has no kernel there."""
+    operator = f"sod_ops::{stem(name)}"
+    known = operator in torch._C._dispatch_get_all_op_names()
+    if backend == "cuda" and not (known and torch._C._dispatch_has_kernel_for_dispatch_key(operator, "CUDA")):
+        pytest.skip(f"{name} has no CUDA C++ kernel: Triton serves it")
 
 
 @pytest.fixture(params=CALLS)
-def make(request: pytest.FixtureRequest) -> Callable[..., Call]:
-    return CALLS[request.param]
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-@pytest.fixture(params=["triton", "cuda"], autouse=True)
-def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.fixture(params=["triton", "cuda"])
+def kernels(request: pytest.FixtureRequest, name: str) -> Iterator[None]:
     """Each backend that has a kernel for the op."""
-    if request.param == "cuda":
-        operator = request.node.callspec.params.get("make", "squeeze_excite")
-        if not torch._C._dispatch_has_kernel_for_dispatch_key(f"sod_ops::{operator}", "CUDA"):
-            pytest.skip(f"{operator} has no CUDA C++ kernel: Triton serves it")
+    require_kernel(request.param, name)
     with sod_ops.use_backend(request.param):
         yield
 
 
-def forward_and_backward(call: Call) -> list[Tensor]:
-    output = call.function(*call.inputs)
-    wanted = [t for t in call.inputs if t.requires_grad]
-    return [output.detach(), *torch.autograd.grad(output, wanted, torch.ones_like(output))]
+def make(name: str, dtype: torch.dtype = torch.float32, device: str = DEVICE) -> Call:
+    return CALLS[name](Draw(MODEL, dtype, device))
 
 
-def test_graph_capture_and_replay(make: Callable[..., Call]) -> None:
-    call = make(torch.float32, DEVICE)
-    expected = [t.clone() for t in forward_and_backward(call)]
+def on_another_stream(function: Callable[[], object], times: int = 1) -> None:
+    """Before a capture: what a first call compiles or allocates must not be captured."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):
-            forward_and_backward(call)
+        for _ in range(times):
+            function()
     torch.cuda.current_stream().wait_stream(stream)
+
+
+def assert_all_equal(actual: list[Tensor], expected: list[Tensor]) -> None:
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=0, atol=0)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", SMALL, ids=str)
+def test_small_shapes(kernels: None, name: str, size: Size, dtype: torch.dtype, channels_last: bool) -> None:
+    """What compute-sanitizer watches: few elements, in tiles that they do not fill."""
+    assert_equals_the_reference(CALLS[name](Draw(size, dtype, DEVICE, channels_last)), dtype)
+
+
+def test_graph_capture_and_replay(kernels: None, name: str) -> None:
+    call = make(name)
+    expected = [t.clone() for t in forward_and_backward(call)]
+    on_another_stream(lambda: forward_and_backward(call), 3)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = forward_and_backward(call)
     for t in captured:
         t.zero_()
     graph.replay()
-    for a, e in zip(captured, expected, strict=True):
-        torch.testing.assert_close(a, e, rtol=0, atol=0)
-    # New values in the captured inputs.
+    assert_all_equal(captured, expected)
+    # New values in the captured inputs, of the same kind: those of another sample.
     with torch.no_grad():
-        call.inputs[0].copy_(torch.randn_like(call.inputs[0]))
+        call.inputs[0].copy_(call.inputs[0].roll(1, 0))
     graph.replay()
-    for a, e in zip(captured, forward_and_backward(call), strict=True):
-        torch.testing.assert_close(a, e, rtol=0, atol=0)
+    assert_all_equal(captured, forward_and_backward(call))
+
+
+def test_no_synchronisation(kernels: None, name: str) -> None:
+    call = make(name)
+    forward_and_backward(call)  # compiles and loads
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        forward_and_backward(call)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_two_streams(kernels: None, name: str) -> None:
+    """Behind a long job on its stream, an op that ran elsewhere would read its inputs too early."""
+    calls = [make(name), make(name)]
+    values = [call.inputs[0].detach().roll(1, 0) for call in calls]
+    streams = [torch.cuda.Stream() for _ in calls]
+    found = []
+    for stream, call, value in zip(streams, calls, values, strict=True):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(50_000_000)
+            with torch.no_grad():
+                call.inputs[0].copy_(value)
+            found.append(forward_and_backward(call))
+    torch.cuda.synchronize()
+    for call, results in zip(calls, found, strict=True):
+        assert_all_equal(results, forward_and_backward(call))
+
+
+def test_bitwise_deterministic(kernels: None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # PyTorch's own convolutions, which some ops are made of, are so on request alone.
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    call = make(name, torch.bfloat16)
+    first = forward_and_backward(call)
+    differs = torch.zeros((), dtype=torch.bool, device=DEVICE)
+    for _ in range(100):
+        for a, e in zip(forward_and_backward(call), first, strict=True):
+            differs |= a.ne(e).any()
+    assert not differs.item()
+
+
+def test_second_device(kernels: None, name: str) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU only")
+    call = make(name, device="cuda:1")
+    for t in forward_and_backward(call):
+        assert t.device == torch.device("cuda:1")
+    assert_equals_the_reference(call, torch.float32)
+
+
+def test_memory(kernels: None, name: str) -> None:
+    """A forward keeps its inputs and small statistics: beyond the output, less than a quarter of the largest input."""
+    call = make(name)
+    forward_and_backward(call)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    output = call.function(*call.inputs)
+    kept = torch.cuda.memory_allocated() - before
+    sizes = [t.numel() * t.element_size() for t in call.inputs]
+    stored = sizes[0] if call.stores_gradient else 0
+    result = output.numel() * output.element_size()
+    assert kept <= result + stored + max(sizes) / 4
+
+
+@pytest.mark.xdist_group("large")  # one after the other: together they would not fit
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+@pytest.mark.parametrize("name", LARGE)
+def test_more_than_2_to_the_31_elements(name: str, backend: str) -> None:
+    require_kernel(backend, name)
+    needed = 5 * torch.Size(LARGE[name].shape).numel() * 2
+    torch.cuda.empty_cache()
+    if torch.cuda.mem_get_info()[0] < needed:
+        pytest.skip(f"needs {needed / 2**30:.0f} GiB of GPU memory")
+    with sod_ops.use_backend(backend):
+        LARGE[name].check(DEVICE)
+    torch.cuda.empty_cache()
+
+
+def test_augmentations_draw_on_the_device() -> None:
+    """Whole, with what they draw: nothing is read back."""
+    images = torch.rand(4, 3, 64, 48, device=DEVICE)
+    masks = torch.rand(4, 3, 64, 48, device=DEVICE) > 0.5
+    boxes, labels = torch.zeros(4, 3, 4, device=DEVICE), torch.arange(4, device=DEVICE)
+
+    def draw() -> None:
+        sod_ops.cutmix(images, [labels, masks], num_classes=4)
+        sod_ops.copy_paste(images, masks, boxes, labels[:, None].expand(4, 3), blend_sigma=1.5)
+
+    draw()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        draw()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_cutmix_draws_in_a_graph() -> None:
-    """Without synchronising, and anew at each replay; labels count what the images hold."""
+    """Anew at each replay; labels count what the images hold."""
     labels = torch.arange(4, device=DEVICE)
     images = labels[:, None, None, None].expand(4, 3, 64, 48).float().contiguous()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        sod_ops.cutmix(images, labels, num_classes=4)
-    torch.cuda.current_stream().wait_stream(stream)
+    on_another_stream(lambda: sod_ops.cutmix(images, labels, num_classes=4))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         mixed, soft = sod_ops.cutmix(images, labels, num_classes=4)
@@ -229,95 +208,3 @@ def test_cutmix_draws_in_a_graph() -> None:
         seen.append(mixed.clone())
     assert not torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[1], seen[2])
-
-
-def test_no_synchronisation(make: Callable[..., Call]) -> None:
-    call = make(torch.float32, DEVICE)
-    forward_and_backward(call)  # compiles and loads
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        forward_and_backward(call)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-def test_runs_on_the_current_stream(make: Callable[..., Call]) -> None:
-    """Behind a long job on its stream, an op that ran elsewhere would read the inputs too early."""
-    call = make(torch.float32, DEVICE)
-    values = torch.randn_like(call.inputs[0])
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)
-        with torch.no_grad():
-            call.inputs[0].copy_(values)
-        found = forward_and_backward(call)
-    stream.synchronize()
-    for a, e in zip(found, forward_and_backward(call), strict=True):
-        torch.testing.assert_close(a, e, rtol=0, atol=0)
-
-
-def test_bitwise_deterministic(make: Callable[..., Call]) -> None:
-    call = make(torch.bfloat16, DEVICE)
-    first = forward_and_backward(call)
-    for _ in range(100):
-        for a, e in zip(forward_and_backward(call), first, strict=True):
-            assert torch.equal(a, e)
-
-
-def test_second_device(make: Callable[..., Call]) -> None:
-    if torch.cuda.device_count() < 2:
-        pytest.skip("one GPU only")
-    call = make(torch.float32, "cuda:1")
-    for t in forward_and_backward(call):
-        assert t.device == torch.device("cuda:1")
-
-
-def test_memory(make: Callable[..., Call]) -> None:
-    """A forward keeps its inputs and small statistics: beyond the output, less than a quarter of the largest input."""
-    call = make(torch.float32, DEVICE)
-    forward_and_backward(call)
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    output = call.function(*call.inputs)
-    kept = torch.cuda.memory_allocated() - before
-    sizes = [t.numel() * t.element_size() for t in call.inputs]
-    stored = sizes[0] if call.stores_gradient else 0
-    assert kept <= output.numel() * output.element_size() + stored + max(sizes) / 4
-
-
-@pytest.mark.parametrize("make", ["squeeze_excite", "sigmoid_focal_loss"], indirect=True)  # boxes share one dtype
-def test_grad_scaler(make: Callable[..., Call]) -> None:
-    """AMP: float16 activations beside float32 parameters, an overflow is found and skipped."""
-    half, single = make(torch.float16, DEVICE), make(torch.float32, DEVICE)
-    parameters = [t.detach().clone().requires_grad_() for t in single.inputs[1:]]
-    if not parameters:
-        pytest.skip("an op without parameters has nothing to step")
-    optimizer = torch.optim.SGD(parameters, lr=0.1)
-    scaler = torch.amp.GradScaler(DEVICE, init_scale=2.0**8)
-    before = [p.detach().clone() for p in parameters]
-    for scale, moves in ((1.0, True), (float("inf"), False)):
-        optimizer.zero_grad()
-        with torch.autocast(DEVICE, torch.float16):
-            loss = half.function(half.inputs[0].detach(), *parameters).float().mean() * scale
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        moved = any(not torch.equal(p, b) for p, b in zip(parameters, before, strict=True))
-        assert moved == moves
-        before = [p.detach().clone() for p in parameters]
-
-
-def test_squeeze_excite_of_more_than_2_to_the_31_elements() -> None:
-    free, _ = torch.cuda.mem_get_info()
-    shape = (2, 64, 4100, 4100)  # 2.15e9 elements
-    if free < 4 * torch.Size(shape).numel() * 2:
-        pytest.skip("needs 18 GiB of GPU memory")
-    x = torch.ones(shape, dtype=torch.bfloat16, device=DEVICE)
-    x[-1, -1, -1, -1] = 3
-    weights = [torch.zeros(s, dtype=torch.bfloat16, device=DEVICE) for s in ((8, 64), (8,), (64, 8), (64,))]
-    y = sod_ops.squeeze_excite(x, *weights)
-    assert y[-1, -1, -1, -1] == 1.5
-    assert y[0, 0, 0, 0] == 0.5
-    assert y[1, 63, 4000, 17] == 0.5

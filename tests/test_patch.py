@@ -12,11 +12,11 @@ from unittest import mock
 import pytest
 import torch
 from box_cases import DEGENERATE, PAIRS, pairs_of, random_boxes
+from peers import import_peer
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sod_ops
-from sod_ops._peers import import_peer
 from sod_ops.patch import names
 
 OPS = import_peer("torchvision.ops")

@@ -9,11 +9,11 @@ from cases import FLOATING, MAPS, MapCase
 from conftest import Backend
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peers import import_peer
 from tolerances import assert_accurate
 from torch import Tensor
 
 import sod_ops
-from sod_ops._peers import import_peer
 from sod_ops.reference.sigmoid_focal_loss import REDUCTIONS
 from sod_ops.reference.sigmoid_focal_loss import sigmoid_focal_loss as reference
 

@@ -312,6 +312,7 @@ def test_memory() -> None:
         assert 2 * size <= allocated(Backend("cpu", "cpu"), step) < 2.1 * size
 
 
+@pytest.mark.gpu
 def test_a_workspace_serves_one_group_of_planes_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton: the same results from several groups, the last of them smaller."""
     if torch.cuda.is_available():

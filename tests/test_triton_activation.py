@@ -19,6 +19,8 @@ from sod_ops.triton.activation import (
     gate_gradient,
 )
 
+pytestmark = pytest.mark.gpu  # its kernels run on a GPU where there is one
+
 NAMES = [*ACTIVATIONS, *GATES]
 # PyTorch's own functions for the two that the reference writes out (for the sake of float64).
 FUNCTIONS = {**ACTIVATIONS, **GATES, "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid}

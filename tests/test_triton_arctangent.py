@@ -9,6 +9,8 @@ from torch import Tensor
 
 from sod_ops.triton.arctangent import arctangent
 
+pytestmark = pytest.mark.gpu  # its kernels run on a GPU where there is one
+
 BLOCK = 1024
 
 

@@ -11,6 +11,8 @@ from sod_ops.reference.squeeze_excite import squeeze_excite as reference
 from sod_ops.triton import squeeze_excite as op
 from sod_ops.triton._planes import plan_walk
 
+pytestmark = pytest.mark.gpu  # its kernels run on a GPU where there is one
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAYOUTS = {"planar": torch.contiguous_format, "interleaved": torch.channels_last}
 ACTIVATION, GATE = "silu", "sigmoid"

@@ -83,8 +83,12 @@ def register_in_place(name: str, fake: Callable[..., None], *, mutates: Sequence
 def _triton_kernel(module: str, operator: str) -> Callable[..., Any]:
     """The Triton launcher ``operator`` of sod_ops.triton.<module>, imported at its first call: Triton is optional."""
 
+    launchers: list[Any] = []
+
     def kernel(*args: Any) -> Any:
-        return getattr(importlib.import_module(f"sod_ops.triton.{module}"), operator)(*args)
+        if not launchers:
+            launchers.append(importlib.import_module(f"sod_ops.triton.{module}"))
+        return getattr(launchers[0], operator)(*args)
 
     return kernel
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sod_ops.triton._planes import device_guard, power_of_two
+from sod_ops.triton._planes import ceil_div, device_guard, power_of_two
 
 _TILE = 1024  # elements, each with an address of its own; a program holds two tiles
 
@@ -109,13 +109,13 @@ class Windows:
         n, c, height, width = shape
         # What a window holds beyond the image is zero on both sides: the part that counts is no longer than this.
         half_down, self._half_across = (min(kernel_size // 2, size - 1) for size in (height, width))
-        self._segments_across = triton.cdiv(width, 2 * self._half_across + 1)
-        segments = triton.cdiv(height, 2 * half_down + 1)
+        self._segments_across = ceil_div(width, 2 * self._half_across + 1)
+        segments = ceil_div(height, 2 * half_down + 1)
         groups = n * c if by_plane else 1
         per_group = n * c // groups * segments * width
         block_k = max(2, power_of_two(2 * half_down + 1))
         block_c = min(power_of_two(per_group), max(1, _TILE // block_k))
-        self.programs = triton.cdiv(per_group, block_c)
+        self.programs = ceil_div(per_group, block_c)
         self.grid = (groups * self.programs,)
         self.down = (height, width, half_down, segments, per_group, self.programs, 1.0 / kernel_size**2)
         self.constants: dict[str, Any] = {
@@ -131,7 +131,7 @@ class Windows:
         block_k = max(2, power_of_two(2 * self._half_across + 1))
         block_i = max(1, _TILE // block_k)
         with device_guard(mask):
-            box_across_kernel[(triton.cdiv(items, block_i),)](
+            box_across_kernel[(ceil_div(items, block_i),)](
                 mask, sums, c, height, width, self._half_across, self._segments_across, items, *mask.stride(),
                 BLOCK_I=block_i, BLOCK_K=block_k, num_warps=_warps(block_i * block_k),
             )  # fmt: skip

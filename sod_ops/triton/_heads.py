@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sod_ops.triton._planes import device_guard, power_of_two
+from sod_ops.triton._planes import ceil_div, device_guard, power_of_two
 from sod_ops.triton._rows import SUM_BLOCK, store, sum_kernel
 
 NONE, MEAN = 0, 1  # in the order of REDUCTIONS in sod_ops/reference/sigmoid_focal_loss.py
@@ -33,11 +33,11 @@ class Tiles:
         constants: BLOCK_R, BLOCK_C.
     """
 
-    def __init__(self, height: int, width: int, tile: int = _TILE) -> None:
+    def __init__(self, height: int, width: int, tile: int | None = None) -> None:
         """``tile``: pixels to a program, at least 128."""
         block_c = min(power_of_two(width), _WIDEST)
-        block_r = min(power_of_two(height), tile // block_c)
-        self.per_sample = triton.cdiv(height, block_r) * triton.cdiv(width, block_c)
+        block_r = min(power_of_two(height), (tile or _TILE) // block_c)
+        self.per_sample = ceil_div(height, block_r) * ceil_div(width, block_c)
         self.constants: dict[str, Any] = {"BLOCK_R": block_r, "BLOCK_C": block_c}
 
 

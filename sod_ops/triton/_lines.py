@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sod_ops.triton._planes import aligned, map_steps, power_of_two
+from sod_ops.triton._planes import aligned, ceil_div, map_steps, power_of_two
 
 # Elements: 16 for each of 128 threads; fewer where each takes two registers, or an address and two predicates of its own, of
 # which a thread has seven: with 8 unaligned bytes to a thread they are spilled.
@@ -38,7 +38,7 @@ class Walk(NamedTuple):
     constants: dict[str, int]
 
 
-def plan_lines(images: Tensor, largest_tile: int = _TILE) -> Walk:
+def plan_lines(images: Tensor, largest_tile: int | None = None) -> Walk:
     """Plans the walk over ``images`` [B, C, H, W], contiguous, a slice of such, or channels_last."""
     samples, channels, height, width = images.shape
     interleaved, sample_step, step = map_steps(images.shape, images.stride())
@@ -47,11 +47,11 @@ def plan_lines(images: Tensor, largest_tile: int = _TILE) -> Walk:
     bits = length | sample_step | plane_step | 16
     alignment = bits & -bits
     largest = _NARROW_TILE if alignment == 1 else _DOUBLE_TILE if images.element_size() == 8 else _TILE
-    largest = min(largest, largest_tile)
+    largest = min(largest, largest_tile or _TILE)
     block_c = min(power_of_two(length), largest)
     block_r = min(power_of_two(lines), largest // block_c)
     return Walk(
-        (triton.cdiv(lines, block_r) * triton.cdiv(length, block_c),),
+        (ceil_div(lines, block_r) * ceil_div(length, block_c),),
         (lines, length, column_length, planes, height, sample_step, plane_step),
         {"ALIGNMENT": alignment, "BLOCK_R": block_r, "BLOCK_C": block_c},
     )

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sod_ops._rows import as_rows
-from sod_ops.triton._planes import aligned, power_of_two
+from sod_ops.triton._planes import aligned, ceil_div, power_of_two
 
 # Elements to a program of 128 threads: 16 to a thread, whose loads are under way together; fewer where each element needs
 # an address of its own, or two registers for a number, so that none is spilled.
@@ -51,7 +51,7 @@ def plan_rows(op: str, *tensors: Tensor, double: bool) -> Walk:
     block_c = min(power_of_two(columns), largest)
     block_r = min(power_of_two(rows), largest // block_c)
     constants = {"ALIGNMENT": alignment, "DENSE": dense, "BLOCK_R": block_r, "BLOCK_C": block_c}
-    programs = triton.cdiv(rows, block_r) * triton.cdiv(columns, block_c)
+    programs = ceil_div(rows, block_r) * ceil_div(columns, block_c)
     return Walk(programs, (rows, columns), tuple(number for step in steps for number in step), constants)
 
 

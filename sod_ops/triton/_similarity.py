@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sod_ops.triton._heads import SIZES, Tiles, load_tile, tile_of
-from sod_ops.triton._planes import device_guard, power_of_two
+from sod_ops.triton._planes import ceil_div, device_guard, power_of_two
 from sod_ops.triton.focal_loss import double
 
 # The maps, and in the same order the index's derivatives by their averages: x, x^2 + y^2, x y, y.
@@ -216,7 +216,7 @@ class Similarity:
         self._weights = x.new_empty((2 * half + 1,), dtype=dtype)
         block = min(power_of_two(2 * half + 1), 256)
         with device_guard(x):
-            gaussian_weights_kernel[(triton.cdiv(2 * half + 1, block),)](
+            gaussian_weights_kernel[(ceil_div(2 * half + 1, block),)](
                 self._weights, 2 * half + 1, half, float(sigma), _scale(window_size, sigma), BLOCK=block
             )
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sod_ops.triton._planes import device_guard
+from sod_ops.triton._planes import ceil_div, device_guard
 from sod_ops.triton.boxes import (
     angle_of,
     aspect_of,
@@ -218,10 +218,10 @@ class _Launch:
         # One pair to a thread: two would need more registers than there are.
         # (For sm_120 the compiler spills 8 bytes of the float64 kernel with 256 threads, and none with 512.)
         block = 512 if (alone and self.pairs > 256) or boxes1.dtype == torch.float64 else 256
-        blocks = triton.cdiv(self.pairs, block)
-        together = blocks if alone else triton.cdiv(blocks, _PARTIALS.value)
+        blocks = ceil_div(self.pairs, block)
+        together = blocks if alone else ceil_div(blocks, _PARTIALS.value)
         self._part = block * together
-        self.programs = triton.cdiv(self.pairs, max(self._part, 1))
+        self.programs = ceil_div(self.pairs, max(self._part, 1))
         self._constants |= {"BLOCK": block, "num_warps": block // 32}
 
     def __call__(

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sod_ops.triton._planes import device_guard, power_of_two
+from sod_ops.triton._planes import ceil_div, device_guard, power_of_two
 from sod_ops.triton.boxes import (
     angle_of,
     aspect_of,
@@ -214,7 +214,7 @@ def complete_box_iou(boxes1: Tensor, boxes2: Tensor, eps: float) -> Tensor:
     tile = 512 if result.dtype == torch.float64 else 1024
     block_columns = min(_COLUMNS, power_of_two(columns))
     block_rows = min(tile // block_columns, power_of_two(rows))
-    programs = triton.cdiv(rows, block_rows) * triton.cdiv(columns, block_columns)
+    programs = ceil_div(rows, block_rows) * ceil_div(columns, block_columns)
     # Areas of equal boxes cancel exactly only where no product is fused with the sum that it goes into.
     with device_guard(boxes1):
         complete_box_iou_kernel[(programs,)](
@@ -240,9 +240,9 @@ def _gradient(grad_output: Tensor, mine: Tensor, others: Tensor, eps: float) -> 
     gradient = mine.new_empty(mine.shape)
     if count == 0:
         return gradient
-    blocks = triton.cdiv(count, _MINE)
-    part = max(_SHORTEST_PART, triton.cdiv(other_count, max(1, _PROGRAMS // blocks)))
-    parts = max(1, triton.cdiv(other_count, part))
+    blocks = ceil_div(count, _MINE)
+    part = max(_SHORTEST_PART, ceil_div(other_count, max(1, _PROGRAMS // blocks)))
+    parts = max(1, ceil_div(other_count, part))
     sums = mine.new_empty((parts, _FIELDS.value, count), dtype=_computed_in(mine)) if parts > 1 else None
     with device_guard(mine):
         box_gradient_kernel[(blocks * parts,)](
@@ -251,7 +251,7 @@ def _gradient(grad_output: Tensor, mine: Tensor, others: Tensor, eps: float) -> 
             EPS=eps, MINE=_MINE, OTHERS=_OTHERS, num_warps=_MINE * _OTHERS // 32, enable_fp_fusion=False,
         )  # fmt: skip
         if sums is not None:
-            sum_gradient_kernel[(triton.cdiv(count, 128),)](
+            sum_gradient_kernel[(ceil_div(count, 128),)](
                 mine, sums, gradient, count, mine.stride(0), parts, BLOCK=128, num_warps=4, enable_fp_fusion=False
             )
     return gradient

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sod_ops.triton._lines import NUMBERS, WHOLE, Walk, new_images, place_of, plan_lines
-from sod_ops.triton._planes import aligned, device_guard, map_steps
+from sod_ops.triton._planes import aligned, ceil_div, device_guard, map_steps
 from sod_ops.triton._rows import store, tile
 from sod_ops.triton.focal_loss import double
 
@@ -294,7 +294,7 @@ def copy_paste(
         bits = pixels | sample_step | mask_step | 16
         alignment = bits & -bits
         block = _BLOCK if alignment > 1 else _NARROW_BLOCK
-        blocks = triton.cdiv(pixels, block)
+        blocks = ceil_div(pixels, block)
         parts = torch.empty((samples, 2 * slots, blocks, _PART), dtype=torch.int32, device=masks.device)
         with device_guard(images):
             masks_kernel[samples * blocks,](
@@ -346,14 +346,14 @@ def _weights(pasted: Tensor, sigma: float) -> Tensor:
     samples, height, width = pasted.shape
     reach, whole = _reach_and_whole(sigma)
     weights = torch.empty(reach + 1, dtype=torch.float32, device=pasted.device)
-    blend_weights_kernel[triton.cdiv(reach + 1, _WEIGHTS),](weights, reach, sigma, whole, UNIT=_UNIT, BLOCK=_WEIGHTS)
+    blend_weights_kernel[ceil_div(reach + 1, _WEIGHTS),](weights, reach, sigma, whole, UNIT=_UNIT, BLOCK=_WEIGHTS)
     filtered = [torch.empty(pasted.shape, dtype=torch.float32, device=pasted.device) for _ in range(2)]
     pixels = samples * height * width
     for source, size, step, target in (
         (pasted.view(torch.uint8), width, 1, filtered[0]),
         (filtered[0], height, width, filtered[1]),
     ):
-        filter_kernel[triton.cdiv(pixels, _BLOCK),](source, weights, target, pixels, size, step, reach, BLOCK=_BLOCK)
+        filter_kernel[ceil_div(pixels, _BLOCK),](source, weights, target, pixels, size, step, reach, BLOCK=_BLOCK)
     return filtered[1]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sod_ops.triton._planes import (
     aligned,
+    ceil_div,
     device_guard,
     map_steps,
     plan_columns,
@@ -260,7 +261,7 @@ def gate_backward(
         )  # fmt: skip
         if sums is not None:
             separable = spatial_logits is None or sum_of_gates
-            join_channel_sums_kernel[(samples * triton.cdiv(channels, _CHANNELS),)](
+            join_channel_sums_kernel[(samples * ceil_div(channels, _CHANNELS),)](
                 sums, channel_logits if separable else None, grad_channel, channels, plan.blocks, *steps[:2],
                 BLOCK_B=8, BLOCK_C=_CHANNELS, num_warps=4,
             )  # fmt: skip

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sod_ops.triton._largest import largest_of, take_larger
-from sod_ops.triton._planes import aligned, device_guard, plan_walk, program_work, tile_mask, tile_offsets
+from sod_ops.triton._planes import aligned, ceil_div, device_guard, plan_walk, program_work, tile_mask, tile_offsets
 
 _plan = functools.lru_cache(maxsize=4096)(plan_walk)
 
@@ -169,7 +169,7 @@ def global_pool(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             SPLIT=walk.parts > 1, **walk.constants,
         )  # fmt: skip
         if walk.parts > 1:
-            join_parts_kernel[(samples * triton.cdiv(channels, _CHANNELS),)](
+            join_parts_kernel[(samples * ceil_div(channels, _CHANNELS),)](
                 *partial, *outputs, channels, height * width, walk.parts, BLOCK_C=_CHANNELS, num_warps=4
             )
     return outputs

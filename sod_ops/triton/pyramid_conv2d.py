@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sod_ops.triton._planes import aligned, device_guard, power_of_two
+from sod_ops.triton._planes import aligned, ceil_div, device_guard, power_of_two
 from sod_ops.triton.interpolation import readers, source_of, weight_on
 
 _BRANCHES = 4  # in one launch
@@ -255,7 +255,7 @@ def pyramid_conv2d(y: Tensor, products: Sequence[Tensor], align_corners: bool, n
         return out
     source = y
     block_c = min(power_of_two(channels), _BLOCK_C)
-    grid = (samples * triton.cdiv(height * width, _BLOCK_P), triton.cdiv(channels, block_c))
+    grid = (samples * ceil_div(height * width, _BLOCK_P), ceil_div(channels, block_c))
     if not products:
         return out.copy_(y)
     interleaved = y.stride(1) == 1 and channels > 1
@@ -287,7 +287,7 @@ def pyramid_conv2d_backward(
     samples, channels, height, width = grad_output.shape
     dtype = torch.float64 if grad_output.dtype == torch.float64 else torch.float32
     block_c = min(power_of_two(channels), _BLOCK_C)
-    blocks = triton.cdiv(channels, block_c)
+    blocks = ceil_div(channels, block_c)
     gradients = []
     for h, w in zip(heights, widths, strict=True):
         gradient = grad_output.new_empty((samples, h, w, kernel_size * kernel_size, channels), dtype=dtype)

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
-from sod_ops.triton._planes import device_guard, map_steps, power_of_two
+from sod_ops.triton._planes import ceil_div, device_guard, map_steps, power_of_two
 from sod_ops.triton._pyramid_pool_kernels import (
     cell_gradients_kernel,
     cell_sums_kernel,
@@ -62,12 +61,12 @@ def pyramid_pool(x: Tensor, bins: Sequence[int]) -> list[Tensor]:
     row, constants = _plan_rows(channels, width, interleaved, x.element_size(), (sample_step, step))
     with device_guard(x):
         tables = _tables(x, plan, tuple(bins))
-        cell_sums_kernel[(samples * triton.cdiv(channels, row) * plan.rows,)](
+        cell_sums_kernel[(samples * ceil_div(channels, row) * plan.rows,)](
             x, tables, sums, channels, height, width, plan.rows, plan.columns, sample_step, step, **constants
         )
         block_c = min(power_of_two(channels), _CHANNELS)
         for level in _levels(outputs, bins):
-            grid = (samples * triton.cdiv(channels, block_c) * sum(size * size for size in level.bins),)
+            grid = (samples * ceil_div(channels, block_c) * sum(size * size for size in level.bins),)
             means_kernel[grid](
                 sums, tables, *level.tensors, channels, height, width, plan.rows, plan.columns,
                 BINS=level.bins, INTERLEAVED=interleaved, BLOCK_C=block_c, BLOCK_J=8, num_warps=2,
@@ -101,11 +100,11 @@ def pyramid_pool_backward(
     with device_guard(first):
         tables = _tables(first, plan, tuple(bins))
         for i, level in enumerate(_levels(grads, bins)):
-            cell_gradients_kernel[(samples * triton.cdiv(channels, block_c) * cells,)](
+            cell_gradients_kernel[(samples * ceil_div(channels, block_c) * cells,)](
                 *level.tensors, tables, gradients, channels, height, width, plan.rows, plan.columns,
                 BINS=level.bins, FIRST=i == 0, INTERLEAVED=channels_last, BLOCK_C=block_c, num_warps=2,
             )  # fmt: skip
-        grid = (samples * triton.cdiv(channels, pixel_c) * triton.cdiv(height * width, pixel_p),)
+        grid = (samples * ceil_div(channels, pixel_c) * ceil_div(height * width, pixel_p),)
         expand_kernel[grid](
             gradients, tables, other, grad_x, channels, height, width, plan.rows, plan.columns, *steps,
             INTERLEAVED=channels_last, ALIGNMENT=alignment, BLOCK_C=pixel_c, BLOCK_P=pixel_p, num_warps=4,
@@ -135,11 +134,11 @@ def _tables(x: Tensor, plan: _Cells, bins: tuple[int, ...]) -> Tensor:
 
 @functools.lru_cache(maxsize=4096)
 def _plan_cells(height: int, width: int, bins: tuple[int, ...]) -> _Cells:
-    cut = triton.cdiv(height, _TALLEST_CELL)
+    cut = ceil_div(height, _TALLEST_CELL)
 
     def cells(length: int, levels: tuple[int, ...]) -> int:
         edges = {i * length // size for size in levels for i in range(size + 1)}
-        edges |= {triton.cdiv(i * length, size) for size in levels for i in range(size + 1)}
+        edges |= {ceil_div(i * length, size) for size in levels for i in range(size + 1)}
         return len(edges) - 1
 
     return _Cells(height, width, cut, cells(height, (*bins, cut)), cells(width, bins))

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
-from sod_ops.triton._planes import device_guard, map_steps, power_of_two
+from sod_ops.triton._planes import ceil_div, device_guard, map_steps, power_of_two
 from sod_ops.triton._pyramid_upsample_concat_kernels import gather_columns_kernel, gather_rows_kernel, resize_kernel
 
 _TILE = 1024
@@ -34,7 +33,7 @@ def pyramid_upsample_concat(x: Tensor, branches: Sequence[Tensor], align_corners
         for branch in branches:
             _, own, inputs_h, inputs_w = branch.shape
             block_c, block_p = _tile(own, height * width, interleaved, x.element_size())
-            resize_kernel[(samples * triton.cdiv(own, block_c) * triton.cdiv(height * width, block_p),)](
+            resize_kernel[(samples * ceil_div(own, block_c) * ceil_div(height * width, block_p),)](
                 branch, y, own, all_channels, offset, inputs_h, inputs_w, height, width,
                 ALIGN_CORNERS=align_corners, INTERLEAVED=interleaved, BLOCK_C=block_c, BLOCK_P=block_p, num_warps=4,
             )  # fmt: skip
@@ -57,8 +56,8 @@ def pyramid_upsample_concat_backward(
             if samples:
                 rows = grad_output.new_empty((samples * own * inputs_h * width,), dtype=accumulator)
                 block_c, block_p = _tile(own, width, channels_last, grad_output.element_size())
-                blocks = triton.cdiv(own, block_c)
-                gather_rows_kernel[(samples * blocks * inputs_h * triton.cdiv(width, block_p),)](
+                blocks = ceil_div(own, block_c)
+                gather_rows_kernel[(samples * blocks * inputs_h * ceil_div(width, block_p),)](
                     grad_output, rows, own, all_channels, offset, inputs_h, height, width,
                     ALIGN_CORNERS=align_corners, INTERLEAVED=channels_last,
                     BLOCK_C=block_c, BLOCK_P=block_p, num_warps=4,

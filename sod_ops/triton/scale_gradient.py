@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sod_ops.triton._planes import device_guard
+from sod_ops.triton._planes import ceil_div, device_guard
 
 _BLOCK = 1024
 
@@ -36,7 +36,7 @@ def scale_gradient_(gradient: Tensor, factor: Tensor) -> None:
     count = gradient.numel()
     if count > 0:
         with device_guard(gradient):
-            scale_gradient_kernel[(triton.cdiv(count, _BLOCK),)](gradient, factor, count, BLOCK=_BLOCK)
+            scale_gradient_kernel[(ceil_div(count, _BLOCK),)](gradient, factor, count, BLOCK=_BLOCK)
 
 
 def ahead_of_time_cases() -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]]:

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sod_ops._rows import as_rows
-from sod_ops.triton._planes import device_guard, power_of_two
+from sod_ops.triton._planes import ceil_div, device_guard, power_of_two
 from sod_ops.triton._rows import SUM_BLOCK, store, sum_kernel
 from sod_ops.triton.focal_loss import double, focus_of, softmax_focal
 
@@ -254,7 +254,7 @@ def _launch(
     tile = _DOUBLE_TILE if is_double else _TILE if classes <= _TILE else _LOOP_TILE
     block_k = min(power_of_two(classes), tile)
     block_p = min(power_of_two(max(1, columns)), tile // block_k)
-    programs = rows * triton.cdiv(columns, block_p)
+    programs = rows * ceil_div(columns, block_p)
     sums = inputs.new_empty((programs if summed else 0,), dtype=torch.float64 if is_double else torch.float32)
     if programs == 0:
         return sums
@@ -262,7 +262,7 @@ def _launch(
     with device_guard(inputs):
         counts = None
         if options.reduction == _MEAN:
-            counting = min(_MOST_COUNTS, power_of_two(triton.cdiv(rows * columns, _COUNT_BLOCK)))
+            counting = min(_MOST_COUNTS, power_of_two(ceil_div(rows * columns, _COUNT_BLOCK)))
             counts = targets.new_empty((counting,), dtype=torch.int64)
             count_kernel[(counting,)](targets, counts, rows, columns, *t, options.ignore_index, BLOCK=_COUNT_BLOCK)
         softmax_focal_loss_kernel[(programs,)](

@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from sod_ops.reference.squeeze_excite import ACTIVATIONS, GATES
-from sod_ops.triton._planes import Walk, device_guard, plan_walk, power_of_two
+from sod_ops.triton._planes import Walk, ceil_div, device_guard, plan_walk, power_of_two
 from sod_ops.triton._squeeze_excite_kernels import (
     pool_kernel,
     product_kernel,
@@ -198,7 +197,7 @@ def _plan(
         hidden=hidden,
         squeeze=_plan_product(samples, channels, hidden),
         excite=_plan_product(samples, reduced, channels) if separate else None,
-        gradient_grid=(triton.cdiv(channels, block_c) * max(triton.cdiv(hidden, block_h), 1) * (1 + has_reduction),),
+        gradient_grid=(ceil_div(channels, block_c) * max(ceil_div(hidden, block_h), 1) * (1 + has_reduction),),
         gradient_constants={"BLOCK_N": 16, "BLOCK_C": block_c, "BLOCK_H": block_h, "num_warps": block_h // 4},
     )
 
@@ -209,7 +208,7 @@ def _plan_product(samples: int, inputs: int, outputs: int) -> _Product:
     block_o = 8
     num_warps = 8 if inputs >= 1024 else 4
     block_i = min(max(power_of_two(inputs), 64), num_warps * 1024 // (block_n * block_o))
-    grid = (triton.cdiv(samples, block_n) * max(triton.cdiv(outputs, block_o), 1),)
+    grid = (ceil_div(samples, block_n) * max(ceil_div(outputs, block_o), 1),)
     return _Product(grid, {"BLOCK_N": block_n, "BLOCK_O": block_o, "BLOCK_I": block_i, "num_warps": num_warps})
 
 
