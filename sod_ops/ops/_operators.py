@@ -6,7 +6,7 @@ kernels. All get fake kernels, for tracing, and autograd, for those who call ``t
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ def register(
     save: Callable[[Any, tuple[Any, ...], Any], None],
     gradients: Callable[..., tuple[Any, ...]],
     native: Sequence[str] = ("cpu",),
+    serves: Mapping[str, Callable[..., bool]] | None = None,
 ) -> Selector:
     """Registers the operators of an op and returns the selector of its kernels.
 
@@ -44,6 +45,7 @@ def register(
         gradients: given ``ctx``, the backward operator and the gradients of the outputs (None where there is none), returns
             the gradient of every input of the forward operator (None where there is none).
         native: the backends that the compiled part has kernels for: ``"cpu"``, ``"cuda"``.
+        serves: by backend, where its kernels don't serve every call: :attr:`Kernels.serves`.
     """
     fakes = {name: forward, f"{name}_backward": backward}
     kernels: dict[str, Kernels] = {}
@@ -56,7 +58,7 @@ def register(
 
     if _extension.why_missing() is None:
         pair = _finish("sod_ops", name, fakes, save, gradients)
-        kernels.update(dict.fromkeys(native, pair))
+        kernels.update({backend: pair._replace(serves=(serves or {}).get(backend)) for backend in native})
     return Selector(name, kernels)
 
 
