@@ -17,7 +17,8 @@
 
 namespace sod_ops::cuda {
 
-constexpr unsigned kHeldThreads = 512;
+// Two blocks of them have 80 registers for each.
+constexpr unsigned kHeldThreads = 384;
 // In which a block's rows are copied: the more, the earlier can the adding start.
 constexpr unsigned kBatches = 4;
 // Rows that a thread adds up at a time, so that enough loads are under way where rows are short. With more, packs of 8

@@ -11,7 +11,7 @@
 // gradients over the samples, from rows dz1, dz2 in a workspace [N, R + C]. Without a reduction h = m and there is no
 // z1.
 //
-// One cluster takes a sample, of C x P numbers; each of its 1 to 16 blocks of 512 threads holds a share of the planes,
+// One cluster takes a sample, of C x P numbers; each of its 1 to 16 blocks of 384 threads holds a share of the planes,
 // or of the pixels where channels lie side by side (held_map.h). A block also owns a share of the channels: it
 // multiplies the columns of W1 that belong to them, adds the parts of z1 of all blocks, which are R numbers through
 // distributed shared memory, always in the blocks' order, and multiplies its rows of W2. Shared memory of a block:
