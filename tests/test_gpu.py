@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import sod_ops
+from sod_ops import _extension
 from sod_ops.ops.copy_paste import paste as paste_instances
 from sod_ops.ops.cutmix import _draw as draw_cutmix
 from sod_ops.ops.cutmix import paste
@@ -168,14 +169,16 @@ def make(request: pytest.FixtureRequest) -> Callable[..., Call]:
 
 
 @pytest.fixture(params=["triton", "cuda"], autouse=True)
-def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each backend that has a kernel for the op."""
     if request.param == "cuda":
         operator = request.node.callspec.params.get("make", "squeeze_excite")
         if not torch._C._dispatch_has_kernel_for_dispatch_key(f"sod_ops::{operator}", "CUDA"):
             pytest.skip(f"{operator} has no CUDA C++ kernel: Triton serves it")
+        if operator == "squeeze_excite" and not _extension.squeeze_excite_fits(0, 64, 28 * 28, True, 16, 4):
+            pytest.skip("squeeze_excite's CUDA C++ kernel takes a GPU of compute capability 9.0 or higher")
     with sod_ops.use_backend(request.param):
-        yield
+        yield request.param
 
 
 def forward_and_backward(call: Call) -> list[Tensor]:
@@ -309,7 +312,7 @@ def test_grad_scaler(make: Callable[..., Call]) -> None:
         before = [p.detach().clone() for p in parameters]
 
 
-def test_squeeze_excite_of_more_than_2_to_the_31_elements() -> None:
+def test_squeeze_excite_of_more_than_2_to_the_31_elements(kernels: str) -> None:
     free, _ = torch.cuda.mem_get_info()
     shape = (2, 64, 4100, 4100)  # 2.15e9 elements
     if free < 4 * torch.Size(shape).numel() * 2:
@@ -317,7 +320,36 @@ def test_squeeze_excite_of_more_than_2_to_the_31_elements() -> None:
     x = torch.ones(shape, dtype=torch.bfloat16, device=DEVICE)
     x[-1, -1, -1, -1] = 3
     weights = [torch.zeros(s, dtype=torch.bfloat16, device=DEVICE) for s in ((8, 64), (8,), (64, 8), (64,))]
+    if kernels == "cuda":
+        with pytest.raises(RuntimeError, match="does not fit"):
+            sod_ops.squeeze_excite(x, *weights)
+        return
     y = sod_ops.squeeze_excite(x, *weights)
     assert y[-1, -1, -1, -1] == 1.5
     assert y[0, 0, 0, 0] == 0.5
     assert y[1, 63, 4000, 17] == 0.5
+
+
+def test_squeeze_excite_on_chip_of_every_cluster(kernels: str) -> None:
+    """From one block to as many as there are, in both memory formats, against Triton; and more samples than clusters."""
+    if kernels != "cuda":
+        return
+    for shape in ((3, 16, 8, 8), (2, 64, 28, 28), (300, 32, 14, 14), (2, 256, 56, 56), (40, 512, 14, 14)):
+        for dtype in (torch.float32, torch.bfloat16):
+            for memory_format in (torch.contiguous_format, torch.channels_last):
+                if not _extension.squeeze_excite_fits(0, shape[1], shape[2] * shape[3], True, 16, dtype.itemsize):
+                    continue
+                inputs = [
+                    torch.randn(shape, device=DEVICE),
+                    *(torch.randn(s, device=DEVICE) for s in ((16, shape[1]), (16,), (shape[1], 16), (shape[1],))),
+                ]
+                x, *parameters = (t.to(dtype).requires_grad_() for t in inputs)
+                x = x.detach().contiguous(memory_format=memory_format).requires_grad_()
+                found = []
+                for backend in ("cuda", "triton"):
+                    with sod_ops.use_backend(backend):
+                        y = sod_ops.squeeze_excite(x, *parameters)
+                        found.append([y, *torch.autograd.grad(y, (x, *parameters), torch.ones_like(y))])
+                for a, b in zip(*found, strict=True):
+                    unit = torch.finfo(dtype).eps
+                    torch.testing.assert_close(a, b, rtol=16 * unit, atol=16 * unit * b.abs().max().item())
