@@ -106,8 +106,7 @@ struct Cluster {
   jmp_buf scheduler;
   bool progress = false;
   unsigned first_block = 0;
-  // Members, because a jump may forget what a function's own variables are.
-  size_t turn = 0, left = 0, current = 0;
+  size_t current = 0;
   // In the other order, a value that is read before it must be there is another one.
   bool reversed = false;
 
@@ -139,7 +138,17 @@ struct Cluster {
     return std::all_of(first, first + blockDim.x, [](const Fiber& fiber) { return fiber.done; });
   }
 
+  // Each warp, and each block, gets as far ahead of the others as it can: what one reads that another has not written
+  // yet is then missing.
   void run();
+
+ private:
+  // Goes on with the current thread until it waits or ends.
+  void resume();
+
+  // Calls body(i) for all i again and again, as long as one says that it got on; whether one did.
+  template <typename Body>
+  bool exhaust(size_t count, const Body& body) const;
 };
 
 inline Cluster* running = nullptr;
@@ -151,28 +160,49 @@ inline void enter() {
   _longjmp(running->scheduler, 1);
 }
 
+inline void Cluster::resume() {
+  Fiber& fiber = self();
+  threadIdx.x = static_cast<unsigned>(current % blockDim.x);
+  blockIdx.x = first_block + rank();
+  if (fiber.done) return;
+  if (_setjmp(scheduler) == 0) {
+    if (fiber.started) _longjmp(fiber.state, 1);
+    fiber.started = true;
+    getcontext(&fiber.start);
+    fiber.start.uc_stack.ss_sp = fiber.stack.get();
+    fiber.start.uc_stack.ss_size = Fiber::kStack;
+    makecontext(&fiber.start, enter, 0);
+    setcontext(&fiber.start);
+  }
+}
+
+template <typename Body>
+bool Cluster::exhaust(size_t count, const Body& body) const {
+  bool progressed = false;
+  for (bool again = true; again;) {
+    again = false;
+    for (size_t i = 0; i < count; ++i) again |= body(reversed ? count - 1 - i : i);
+    progressed |= again;
+  }
+  return progressed;
+}
+
 inline void Cluster::run() {
-  left = fibers.size();
-  while (left > 0) {
-    progress = false;
-    for (turn = 0; turn < fibers.size(); ++turn) {
-      current = reversed ? fibers.size() - 1 - turn : turn;
-      threadIdx.x = static_cast<unsigned>(current % blockDim.x);
-      blockIdx.x = first_block + rank();
-      Fiber& fiber = self();
-      if (fiber.done) continue;
-      if (_setjmp(scheduler) == 0) {
-        if (fiber.started) _longjmp(fiber.state, 1);
-        fiber.started = true;
-        getcontext(&fiber.start);
-        fiber.start.uc_stack.ss_sp = fiber.stack.get();
-        fiber.start.uc_stack.ss_size = Fiber::kStack;
-        makecontext(&fiber.start, enter, 0);
-        setcontext(&fiber.start);
-      }
-      if (self().done) --left;
-    }
-    if (!progress) fail("some threads wait for others that never come");
+  const size_t warp_count = (blockDim.x + kWarp - 1) / kWarp;
+  exhaust(blocks.size(), [&](size_t block) {
+    return exhaust(warp_count, [&](size_t warp) {
+      const size_t first = warp * kWarp;
+      return exhaust(std::min<size_t>(kWarp, blockDim.x - first), [&](size_t lane) {
+        current = block * blockDim.x + first + lane;
+        progress = false;
+        resume();
+        return progress;
+      });
+    });
+  });
+  for (const Fiber& fiber : fibers) {
+    if (!fiber.done) fail("some threads wait for others that never come");
+    if (!fiber.copies.empty() || !fiber.groups.empty()) fail("a thread ended while its copies were under way");
   }
 }
 
