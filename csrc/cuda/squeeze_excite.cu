@@ -27,10 +27,8 @@
 #include <tuple>
 
 #include "../squeeze_excite_fits.h"
-#include "held_map.h"
 #include "launch.h"
-#include "products.h"
-#include "squeeze_excite_plan.h"
+#include "squeeze_excite_block.h"
 #include "weight_gradient.h"
 #include "workspace.h"
 
@@ -45,180 +43,13 @@ constexpr int64_t kMostClusters = 1 << 20;
 template <typename T>
 constexpr int kBlocksTogether = sizeof(T) < 8 ? 2 : 1;
 
-template <typename T>
-struct Call {
-  using Acc = Accumulator<T>;
-
-  SqueezeExcitePlan plan;
-  int64_t samples, pixels;
-  const void *reduce_weight, *reduce_bias, *expand_weight, *expand_bias;
-  bool wide;                // parameters are of the type that sums are taken in, not T
-  Samples<const T> map;     // that is held: x, in the backward dy
-  Samples<const T> factor;  // x in the backward
-  Samples<T> result;
-  Acc* statistics;  // [N, C + R + C]: m, z1, z2
-  Acc* gradients;   // [N, R + C]: dz1, dz2
-  math::Activation activation;
-  math::Gate gate;
-};
-
-// What a block computes of a sample besides walking the map.
-template <typename T, typename Cluster>
-class Block {
- public:
-  using Acc = Accumulator<T>;
-
-  __device__ Block(const Call<T>& call, const Cluster& cluster)
-      : call_(call),
-        plan_(call.plan),
-        cluster_(cluster),
-        rank_(cluster.block_rank()),
-        first_(min(rank_ * plan_.block_channels, plan_.channels)),
-        count_(min(plan_.block_channels, plan_.channels - first_)),
-        numbers_(reinterpret_cast<Acc*>(shared_memory() + plan_.map_bytes)) {}
-
-  __device__ Acc* at(unsigned place) const { return numbers_ + place; }
-
-  // The sums over pixels of each channel as the map comes, in the backward of products with `factor`; then
-  // own[c] = finish(channel, sum) of this block's channels.
-  template <bool kTimes, int kPack, typename Finish>
-  __device__ __forceinline__ void pool(const HeldMap<T, kPack>& held, int64_t sample, const Finish& finish) const {
-    Acc *own = at(plan_.numbers.own), *totals = at(plan_.numbers.totals);
-    const T* factor = kTimes ? call_.factor.data + sample * call_.factor.sample_step : nullptr;
-    if (plan_.map.planar) {
-      held.template row_sums<kTimes>(factor, call_.factor.step, own);
-      __syncthreads();
-    } else {
-      held.template column_sums<kTimes>(factor, call_.factor.step, at(plan_.numbers.scratch), totals);
-      cluster_.sync();
-    }
-    for (unsigned c = threadIdx.x; c < count_; c += kHeldThreads) {
-      own[c] = finish(first_ + c, plan_.map.planar ? own[c] : sum_of_blocks(totals + first_ + c));
-    }
-    __syncthreads();
-  }
-
-  // z1 and z2 from own[c] = m; the factors of this block's channels are gate(z2).
-  template <typename W>
-  __device__ __forceinline__ void excite(Acc* row) const {
-    const W *reduce_weight = static_cast<const W*>(call_.reduce_weight),
-            *reduce_bias = static_cast<const W*>(call_.reduce_bias),
-            *expand_weight = static_cast<const W*>(call_.expand_weight),
-            *expand_bias = static_cast<const W*>(call_.expand_bias);
-    Acc *partial = at(plan_.numbers.partial), *factors = at(plan_.numbers.factors);
-    if (plan_.reduces) {
-      rows_product<kHeldThreads>(reduce_weight + first_, plan_.channels, plan_.reduced, count_, at(plan_.numbers.own),
-                                 [&](unsigned r, Acc value) { partial[r] = value; });
-    }
-    exchange([&](unsigned r, Acc value) {
-      if (reduce_bias != nullptr) value += static_cast<Acc>(reduce_bias[r]);
-      if (rank_ == 0) row[plan_.channels + r] = value;
-      return math::activation(call_.activation, value);
-    });
-    const unsigned hidden = plan_.reduces ? plan_.reduced : plan_.channels;
-    rows_product<kHeldThreads>(expand_weight + static_cast<int64_t>(first_) * hidden, hidden, count_, hidden,
-                               at(plan_.numbers.hidden), [&](unsigned c, Acc value) {
-                                 if (expand_bias != nullptr) value += static_cast<Acc>(expand_bias[first_ + c]);
-                                 row[plan_.channels + plan_.reduced + first_ + c] = value;
-                                 factors[c] = math::gate(call_.gate, value);
-                               });
-  }
-
-  // dz1 and dm from own[c] = dz2; the shifts of this block's channels are dm / P.
-  template <typename W>
-  __device__ __forceinline__ void excite_backward(const Acc* row, Acc* gradients) const {
-    const W *reduce_weight = static_cast<const W*>(call_.reduce_weight),
-            *expand_weight = static_cast<const W*>(call_.expand_weight);
-    Acc *partial = at(plan_.numbers.partial), *factors = at(plan_.numbers.factors), *shifts = at(plan_.numbers.shifts),
-        *scratch = at(plan_.numbers.scratch);
-    if (plan_.reduces) {
-      columns_product<kHeldThreads>(expand_weight + static_cast<int64_t>(first_) * plan_.reduced, plan_.reduced,
-                                    plan_.reduced, count_, at(plan_.numbers.own), scratch,
-                                    [&](unsigned r, Acc value) { partial[r] = value; });
-    }
-    exchange([&](unsigned r, Acc value) {
-      value *= math::activation_derivative(call_.activation, row[plan_.channels + r]);
-      if (rank_ == 0) gradients[r] = value;
-      return value;
-    });
-    const W* weight = plan_.reduces ? reduce_weight : expand_weight;
-    const unsigned hidden = plan_.reduces ? plan_.reduced : plan_.channels;
-    columns_product<kHeldThreads>(weight + first_, plan_.channels, count_, hidden, at(plan_.numbers.hidden), scratch,
-                                  [&](unsigned c, Acc value) {
-                                    const Acc z2 = row[plan_.channels + plan_.reduced + first_ + c];
-                                    factors[c] = math::gate(call_.gate, z2);
-                                    shifts[c] = value / static_cast<Acc>(call_.pixels);
-                                  });
-  }
-
-  // result = held map x factors (+ shifts), when all blocks have those of their channels.
-  template <bool kShifts, int kPack>
-  __device__ __forceinline__ void scale(const HeldMap<T, kPack>& held, int64_t sample) const {
-    const Acc *factors = at(plan_.numbers.factors), *shifts = at(plan_.numbers.shifts);
-    if (plan_.map.planar) {
-      __syncthreads();
-      cluster_.barrier_arrive();
-    } else {
-      cluster_.sync();
-      gather(plan_.numbers.factors, plan_.numbers.totals);
-      if constexpr (kShifts) gather(plan_.numbers.shifts, plan_.numbers.all_shifts);
-      __syncthreads();
-      cluster_.barrier_arrive();
-      factors = at(plan_.numbers.totals);
-      shifts = at(plan_.numbers.all_shifts);
-    }
-    held.template write<kShifts>(call_.result.data + sample * call_.result.sample_step, call_.result.step,
-                                 plan_.map.planar, factors, shifts);
-    // No block goes on, or ends, while others read its numbers.
-    cluster_.barrier_wait();
-  }
-
- private:
-  // The sum of this number in all blocks.
-  __device__ __forceinline__ Acc sum_of_blocks(Acc* number) const {
-    Acc sum = 0;
-#pragma unroll 4
-    for (int block = 0; block < plan_.cluster; ++block) sum += *cluster_.map_shared_rank(number, block);
-    return sum;
-  }
-
-  // to[c], of all channels, from `own` numbers of each block.
-  __device__ __forceinline__ void gather(unsigned own, unsigned to) const {
-    for (unsigned c = threadIdx.x; c < plan_.channels; c += kHeldThreads) {
-      const unsigned block = c / plan_.block_channels;
-      at(to)[c] = cluster_.map_shared_rank(at(own), static_cast<int>(block))[c - block * plan_.block_channels];
-    }
-  }
-
-  // hidden[r] = finish(r, sum over blocks of partial[r]); without a reduction, `own` of all channels.
-  template <typename Finish>
-  __device__ __forceinline__ void exchange(const Finish& finish) const {
-    cluster_.sync();
-    if (plan_.reduces) {
-      for (unsigned r = threadIdx.x; r < plan_.reduced; r += kHeldThreads) {
-        at(plan_.numbers.hidden)[r] = finish(r, sum_of_blocks(at(plan_.numbers.partial) + r));
-      }
-    } else {
-      gather(plan_.numbers.own, plan_.numbers.hidden);
-    }
-    __syncthreads();
-  }
-
-  const Call<T>& call_;
-  const SqueezeExcitePlan& plan_;
-  const Cluster& cluster_;
-  const unsigned rank_;
-  const unsigned first_, count_;  // this block's channels
-  Acc* const numbers_;
-};
-
 template <typename T, int kPack>
 __global__ void __launch_bounds__(kHeldThreads, kBlocksTogether<T>)
-    squeeze_excite_kernel(const __grid_constant__ Call<T> call) {
+    squeeze_excite_kernel(const __grid_constant__ SqueezeExciteCall<T> call) {
 #ifdef SOD_OPS_HAS_CLUSTERS
   using Acc = Accumulator<T>;
   const auto cluster = cooperative_groups::this_cluster();
-  const Block<T, decltype(cluster)> block(call, cluster);
+  const SqueezeExciteBlock<T, decltype(cluster)> block(call, cluster);
   const HeldMap<T, kPack> held(call.plan.map, cluster.block_rank(), shared_memory());
   const unsigned size = static_cast<unsigned>(call.plan.cluster);
   for (int64_t sample = blockIdx.x / size; sample < call.samples; sample += gridDim.x / size) {
@@ -238,11 +69,11 @@ __global__ void __launch_bounds__(kHeldThreads, kBlocksTogether<T>)
 
 template <typename T, int kPack>
 __global__ void __launch_bounds__(kHeldThreads, kBlocksTogether<T>)
-    squeeze_excite_backward_kernel(const __grid_constant__ Call<T> call) {
+    squeeze_excite_backward_kernel(const __grid_constant__ SqueezeExciteCall<T> call) {
 #ifdef SOD_OPS_HAS_CLUSTERS
   using Acc = Accumulator<T>;
   const auto cluster = cooperative_groups::this_cluster();
-  const Block<T, decltype(cluster)> block(call, cluster);
+  const SqueezeExciteBlock<T, decltype(cluster)> block(call, cluster);
   const HeldMap<T, kPack> held(call.plan.map, cluster.block_rank(), shared_memory());
   const unsigned size = static_cast<unsigned>(call.plan.cluster), channels = call.plan.channels;
   for (int64_t sample = blockIdx.x / size; sample < call.samples; sample += gridDim.x / size) {
@@ -303,7 +134,7 @@ bool packs(const Samples<T>& map, int64_t rows, int64_t samples, int pack) {
 
 // Calls body with the largest pack that fits a call: 16 bytes, 8 (of two-byte elements), or an element.
 template <typename T, typename Body>
-void for_pack(const Call<T>& call, bool backward, const Body& body) {
+void for_pack(const SqueezeExciteCall<T>& call, bool backward, const Body& body) {
   const auto fits = [&](int pack) {
     const auto all = [&](const auto& map) { return packs(map, call.plan.map.rows, call.samples, pack); };
     return call.plan.map.columns % static_cast<unsigned>(pack) == 0 && all(call.map) && all(call.result) &&
@@ -331,21 +162,21 @@ std::tuple<Tensor, Tensor> squeeze_excite(const Tensor& x, const std::optional<T
   const Launcher launcher(x);
   for_floating("squeeze_excite", "x", x.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const Call<T> call{plan,
-                       shape.samples,
-                       shape.map.pixels,
-                       data_of(reduce_weight),
-                       data_of(reduce_bias),
-                       expand_weight.data_ptr(),
-                       data_of(expand_bias),
-                       expand_weight.scalar_type() != x.scalar_type(),
-                       samples_of<const T>(x, shape.map.planar),
-                       {},
-                       samples_of<T>(results.y, shape.map.planar),
-                       static_cast<Accumulator<T>*>(results.statistics.data_ptr()),
-                       nullptr,
-                       static_cast<math::Activation>(activation),
-                       static_cast<math::Gate>(gate)};
+    const SqueezeExciteCall<T> call{plan,
+                                    shape.samples,
+                                    shape.map.pixels,
+                                    data_of(reduce_weight),
+                                    data_of(reduce_bias),
+                                    expand_weight.data_ptr(),
+                                    data_of(expand_bias),
+                                    expand_weight.scalar_type() != x.scalar_type(),
+                                    samples_of<const T>(x, shape.map.planar),
+                                    {},
+                                    samples_of<T>(results.y, shape.map.planar),
+                                    static_cast<Accumulator<T>*>(results.statistics.data_ptr()),
+                                    nullptr,
+                                    static_cast<math::Activation>(activation),
+                                    static_cast<math::Gate>(gate)};
     for_pack(call, false, [&](auto pack) {
       launcher.clusters<squeeze_excite_kernel<T, pack()>>(limits, std::min(shape.samples, kMostClusters), plan.cluster,
                                                           static_cast<int>(kHeldThreads), plan.shared_bytes, call);
@@ -373,21 +204,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(const
     const auto rows = workspace.reserve<Acc>(shape.samples * (reduced + channels));
     workspace.allocate(x);
     const Acc *m = static_cast<const Acc*>(statistics.data_ptr()), *z1 = m + channels;
-    const Call<T> call{plan,
-                       shape.samples,
-                       shape.map.pixels,
-                       data_of(reduce_weight),
-                       nullptr,
-                       expand_weight.data_ptr(),
-                       nullptr,
-                       expand_weight.scalar_type() != x.scalar_type(),
-                       samples_of<const T>(grad_y, shape.map.planar),
-                       samples_of<const T>(x, shape.map.planar),
-                       samples_of<T>(grads.x, shape.map.planar),
-                       const_cast<Acc*>(m),
-                       workspace.at(rows),
-                       static_cast<math::Activation>(activation),
-                       static_cast<math::Gate>(gate)};
+    const SqueezeExciteCall<T> call{plan,
+                                    shape.samples,
+                                    shape.map.pixels,
+                                    data_of(reduce_weight),
+                                    nullptr,
+                                    expand_weight.data_ptr(),
+                                    nullptr,
+                                    expand_weight.scalar_type() != x.scalar_type(),
+                                    samples_of<const T>(grad_y, shape.map.planar),
+                                    samples_of<const T>(x, shape.map.planar),
+                                    samples_of<T>(grads.x, shape.map.planar),
+                                    const_cast<Acc*>(m),
+                                    workspace.at(rows),
+                                    static_cast<math::Activation>(activation),
+                                    static_cast<math::Gate>(gate)};
     for_pack(call, true, [&](auto pack) {
       launcher.clusters<squeeze_excite_backward_kernel<T, pack()>>(limits, std::min(shape.samples, kMostClusters),
                                                                    plan.cluster, static_cast<int>(kHeldThreads),

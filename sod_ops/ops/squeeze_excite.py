@@ -58,6 +58,7 @@ def squeeze_excite(
     Raises:
         TypeError: an argument is not a tensor, or has a dtype that does not fit.
         ValueError: a shape, a device, ``activation`` or ``gate`` does not fit.
+        RuntimeError: the backend ``"cuda"`` was asked for, and a sample does not fit on this GPU's chip.
 
     Source:
         Hu, Shen, Sun: Squeeze-and-Excitation Networks, CVPR 2018, equations 2 to 4.
