@@ -14,6 +14,7 @@ from torch import Tensor
 
 import sod_ops
 from benchmarks.contest import FORWARD, HOST, Case
+from sod_ops._extension import squeeze_excite_fits
 from sod_ops._peers import import_peer
 from sod_ops.reference.squeeze_excite import ACTIVATIONS, GATES
 from sod_ops.reference.squeeze_excite import squeeze_excite as reference
@@ -86,6 +87,15 @@ class SqueezeExcite(Case):
 
     def ours(self) -> Callable[..., Tensor]:
         return partial(sod_ops.squeeze_excite, activation=self.activation, gate=self.gate)
+
+    def other_backends(self, device: str) -> tuple[str, ...]:
+        # Where a sample fits on chip, a CUDA C++ kernel takes Triton's place.
+        reduced, itemsize = self.reduced, self.dtype.itemsize
+        channels, pixels = self.shape[1], self.shape[2] * self.shape[3]
+        fits = device == "cuda" and squeeze_excite_fits(
+            torch.cuda.current_device(), channels, pixels, True, reduced, itemsize
+        )
+        return ("triton",) if fits else ()
 
     def peer(self, *inputs: Tensor) -> Callable[[], Tensor]:
         x, *parameters = inputs

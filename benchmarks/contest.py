@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import sod_ops
 from benchmarks.devices import Clock, Device, Run
 
 FORWARD = "forward"
@@ -64,6 +65,10 @@ class Case(ABC):
     @abstractmethod
     def ours(self) -> Function:
         """The op from sod_ops, on the backend that it chooses."""
+
+    def other_backends(self, device: str) -> tuple[str, ...]:
+        """Backends that the op is timed on beside the one that it chooses, to see whether the choice is right."""
+        return ()
 
     @abstractmethod
     def peer(self, *inputs: Tensor) -> Callable[[], Outputs]:
@@ -293,6 +298,15 @@ def _contestants(
     def compiled(mode: str) -> Callable[[], Outputs]:
         return partial(torch.compile(case.eager(), dynamic=False, mode=mode), *inputs)
 
+    def on(backend: str) -> Callable[[], Outputs]:
+        function = case.ours()
+
+        def ours() -> Outputs:
+            with sod_ops.use_backend(backend):
+                return function(*inputs)
+
+        return ours
+
     return {
         "eager": lambda: partial(case.eager(), *inputs),
         **{
@@ -301,6 +315,7 @@ def _contestants(
             if mode == "default" or (autotune and case.autotuned)
         },
         "peer": lambda: case.peer(*inputs),
+        **{name: partial(on, name) for name in case.other_backends(device.type)},
         "ours": lambda: partial(case.ours(), *inputs),
     }
 

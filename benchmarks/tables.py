@@ -13,6 +13,7 @@ _TITLES = {
     "compile": "torch.compile",
     "compile_autotuned": "torch.compile, max-autotune",
     "peer": "peer",  # replaced by the peer's own name
+    "triton": "ours, Triton",
     "ours": "ours",
 }
 RIVALS = ("eager", "compile", "compile_autotuned")  # which "the better" is the best of

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "simd/capability.h"
+#include "squeeze_excite_fits.h"
 
 #define SOD_OPS_STRING_(...) #__VA_ARGS__
 #define SOD_OPS_STRING(...) SOD_OPS_STRING_(__VA_ARGS__)
@@ -46,4 +47,6 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "The compiled part of sod_ops: importing it registers the native operators with PyTorch.";
   m.def("build_info", &build_info,
         "Compiler, torch version, instruction sets built and the one chosen here, CUDA architectures.");
+  const auto fits = sod_ops::squeeze_excite_fits;
+  if (fits != nullptr) m.def("squeeze_excite_fits", fits, "Whether its CUDA kernel serves a shape on a device.");
 }

@@ -2,15 +2,19 @@
 
 import functools
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import torch  # its libraries must be loaded before the module that links to them
 
 _build_info: dict[str, Any] | None = None
 _import_error: str | None = None
+_squeeze_excite_fits: Callable[..., bool] | None = None
 
 try:
-    _build_info = importlib.import_module("sod_ops._C").build_info()
+    _compiled = importlib.import_module("sod_ops._C")
+    _build_info = _compiled.build_info()
+    _squeeze_excite_fits = getattr(_compiled, "squeeze_excite_fits", None)
 except ImportError as error:
     _import_error = str(error)
 
@@ -35,3 +39,9 @@ def why_cuda_is_missing() -> str | None:
     if not torch.cuda.is_available():
         return "no CUDA device is available"
     return None
+
+
+def squeeze_excite_fits(device: int, channels: int, pixels: int, reduces: bool, reduced: int, item_size: int) -> bool:
+    """Whether squeeze_excite's CUDA kernel holds a sample on the chip of a device; False without CUDA kernels."""
+    fits = _squeeze_excite_fits
+    return fits is not None and fits(device, channels, pixels, reduces, reduced, item_size)

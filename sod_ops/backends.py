@@ -8,7 +8,8 @@ Four backends implement every op to one meaning:
 * ``cuda``: CUDA C++.
 
 A call takes, in this order: the backend named by :func:`use_backend`, the one named by the environment variable
-``SOD_OPS_BACKEND``, the fastest that serves the tensors' device. An explicit request never falls back: it raises.
+``SOD_OPS_BACKEND``, the fastest that serves the tensors' device; where its kernels don't serve tensors of any size, the next
+one takes those that they don't. An explicit request never falls back: it raises.
 """
 
 import contextlib
@@ -30,6 +31,9 @@ _AUTO_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "referenc
 
 _ENVIRONMENT_VARIABLE = "SOD_OPS_BACKEND"
 
+# Stands for a requested backend's name where the kernels that auto prefers don't serve a call.
+_BEYOND = "beyond"
+
 # os.environ.get encodes the key and decodes the value at every call: 1.0 us here, a quarter of a call's whole budget.
 # Its underlying dictionary answers in 0.05 us and sees the same changes.
 _environment: Any = getattr(os.environ, "_data", os.environ)
@@ -46,11 +50,15 @@ class Kernels(NamedTuple):
     """The forward and backward operators of one op on one backend.
 
     ``check_arguments`` says that the forward operator refuses every bad argument itself, so that nobody need look first.
+
+    ``serves`` is there where they don't serve every call: whether they are the ones for a call, as a function of what the op
+    says of it (:meth:`Selector.serving`).
     """
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
     check_arguments: bool
+    serves: Callable[..., bool] | None = None
 
 
 @contextlib.contextmanager
@@ -131,17 +139,39 @@ class Selector:
         """The same while torch.compile traces, where the choice becomes part of the graph."""
         return self._kernels.get(self._choose_while_tracing(device_type, _requested_last))
 
+    def serving(self, kernels: Kernels, device_type: str, tracing: bool, *call: Any) -> Kernels | None:
+        """``kernels``, which were chosen, or what auto takes in their place where they don't serve a call.
+
+        An explicit request stays: the operator raises where it can't be served.
+        """
+        serves = kernels.serves
+        if serves is None or not _is_automatic(_requested_last if tracing else _requested.get()):
+            return kernels
+        if serves(*call, tracing=tracing):
+            return kernels
+        if tracing:
+            return self._kernels.get(self._choose_while_tracing(device_type, _BEYOND))
+        key = (device_type, _BEYOND)
+        if key not in self._chosen:
+            self._chosen[key] = self._kernels.get(self._choose(device_type, None, beyond=True))
+        return self._chosen[key]
+
     def _choose_while_tracing(self, device_type: str, requested: str | None) -> str:
+        if requested == _BEYOND:
+            return self._choose(device_type, None, beyond=True)
         return self._choose(device_type, requested_backend(requested))
 
     # torch.compiler.assume_constant_result sets no more than this, but imports all of torch._dynamo (1 s) to do so.
     _choose_while_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
-    def _choose(self, device_type: str, requested: str | None) -> str:
+    def _choose(self, device_type: str, requested: str | None, beyond: bool = False) -> str:
         missing = available_backends(device_type)
         for name in NAMES[1:]:
             if missing[name] is None and name not in self._kernels:
                 missing[name] = f"{self.op} has no kernel for it"
+            kernels = self._kernels.get(name)
+            if missing[name] is None and beyond and kernels is not None and kernels.serves is not None:
+                missing[name] = f"{self.op} of this size is not served by it"
         if requested is None:
             name = next(name for name in _AUTO_ORDER.get(device_type, ("reference",)) if missing[name] is None)
             if name == "reference" and device_type in _AUTO_ORDER:
@@ -155,6 +185,13 @@ class Selector:
             f"{self.op}: backend {requested!r} was requested and cannot serve {device_type} tensors. "
             f"Available: {there}. Not available: {rest}."
         )
+
+
+def _is_automatic(requested: str | None) -> bool:
+    return requested_backend(requested) is None
+
+
+_is_automatic._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_name(name: object, argument: str) -> None:

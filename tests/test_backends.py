@@ -4,13 +4,15 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 
 import sod_ops
-from sod_ops import backends
+from sod_ops import _extension, backends
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -162,3 +164,122 @@ def test_import_is_light() -> None:
         "print([m for m in heavy if m in sys.modules])"
     )
     assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+# Kernels that serve a part of the calls: squeeze_excite's CUDA kernel, whose place Triton takes beyond. Here CPU tensors'
+# kernels play its part.
+
+
+class Beyond(NamedTuple):
+    """What stands for a device that holds so many pixels of a sample on chip, and what it was asked."""
+
+    pixels: int
+    asked: list[tuple[int, ...]]
+
+
+@pytest.fixture
+def beyond(monkeypatch: pytest.MonkeyPatch) -> Iterator[Beyond]:
+    op = sod_ops.ops.squeeze_excite
+    device = Beyond(64, [])
+
+    def fits(_: int, channels: int, pixels: int, reduces: bool, reduced: int, item_size: int) -> bool:
+        device.asked.append((channels, pixels, reduces, reduced, item_size))
+        return pixels <= device.pixels
+
+    limited = op._select._kernels["cpu"]._replace(serves=op._fits_on_chip)
+    monkeypatch.setitem(op._select._kernels, "cpu", limited)
+    monkeypatch.setattr(op._select, "_chosen", {})
+    monkeypatch.setitem(backends._AUTO_ORDER, "cpu", ("cpu", "triton", "reference"))
+    monkeypatch.setattr(_extension, "squeeze_excite_fits", fits)
+    op._is_for_chip.cache_clear()
+    yield device
+    op._is_for_chip.cache_clear()
+
+
+def taken(x: torch.Tensor, reduced: int | None = 2) -> str:
+    """The namespace of the operator that a call takes."""
+    channels = x.shape[1]
+    hidden = channels if reduced is None else reduced
+    parameters = (None if reduced is None else torch.ones(hidden, channels), None, torch.ones(channels, hidden), None)
+    with torch.profiler.profile() as profile:
+        sod_ops.squeeze_excite(x, *parameters)
+    (name,) = {event.name for event in profile.events() if event.name.startswith("sod_ops")}
+    return name.partition("::")[0]
+
+
+def test_auto_takes_the_next_backend_beyond_what_the_first_serves(beyond: Beyond) -> None:
+    for _ in range(2):
+        assert taken(torch.ones(2, 8, 8, 8)) == "sod_ops"
+        assert taken(torch.ones(2, 8, 8, 9)) == "sod_ops_triton"
+        assert taken(torch.ones(7, 8, 8, 8)) == "sod_ops"
+    # Once for each shape of a sample.
+    assert beyond.asked == [(8, 64, True, 2, 4), (8, 72, True, 2, 4)]
+    assert taken(torch.ones(2, 8, 4, 4), reduced=None) == "sod_ops"
+    assert beyond.asked[2:] == [(8, 16, False, 0, 4)]
+
+
+def test_weights_that_outweigh_a_sample_are_read_once_for_several(beyond: Beyond) -> None:
+    assert taken(torch.ones(1, 300, 1, 1), reduced=None) == "sod_ops_triton"  # 360 KB for 1.2 KB
+    assert beyond.asked == []
+
+
+@pytest.mark.usefixtures("beyond")
+def test_an_explicit_request_stays_beyond() -> None:
+    """The operator itself refuses what it can't serve: tests/test_cuda_on_cpu.py."""
+    with sod_ops.use_backend("cpu"):
+        assert taken(torch.ones(2, 8, 8, 9)) == "sod_ops"
+    with sod_ops.use_backend("triton"):
+        assert taken(torch.ones(2, 8, 4, 4)) == "sod_ops_triton"
+
+
+@pytest.mark.usefixtures("beyond")
+def test_bad_input_is_named_where_sizes_are_looked_at_first() -> None:
+    for x, weight, message in (
+        (torch.ones(2, 8, 8), torch.ones(2, 8), "x must be of shape"),
+        (torch.ones(2, 8, 8, 8), torch.ones(3), "reduce_weight must be of shape"),
+        (None, torch.ones(2, 8), "x must be a Tensor"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"squeeze_excite: {message}"):
+            sod_ops.squeeze_excite(x, weight, None, torch.ones(8, 2), None)
+    with pytest.raises(TypeError, match="squeeze_excite: expand_weight must be a Tensor"):
+        sod_ops.squeeze_excite(torch.ones(2, 8, 8, 8), None, None, None, None)
+
+
+@pytest.mark.usefixtures("beyond")
+def test_compiled_code_takes_the_backend_for_its_size() -> None:
+    """A known size decides; one that is left open is not asked for, and whatever serves all sizes takes the call."""
+    graphs: list[list[str]] = []
+
+    def collect(graph: torch.fx.GraphModule, _: object) -> object:
+        graphs.append([str(n.target) for n in graph.graph.nodes if str(n.target).startswith("sod_ops")])
+        return graph.forward
+
+    parameters = (torch.ones(2, 8), None, torch.ones(8, 2), None)
+    for dynamic, sizes in ((False, (8, 9)), (True, (8,))):
+        torch._dynamo.reset()
+        compiled = torch.compile(sod_ops.squeeze_excite, fullgraph=True, dynamic=dynamic, backend=collect)
+        for size in sizes:
+            x = torch.randn(2, 8, 8, size)
+            torch.testing.assert_close(compiled(x, *parameters), sod_ops.squeeze_excite(x, *parameters))
+    names = ["sod_ops.squeeze_excite.default", "sod_ops_triton.squeeze_excite.default"]
+    assert graphs == [[names[0]], [names[1]], [names[1]]]
+    with sod_ops.use_backend("cpu"):
+        torch._dynamo.reset()
+        torch.compile(sod_ops.squeeze_excite, fullgraph=True, backend=collect)(torch.randn(2, 8, 8, 9), *parameters)
+    assert graphs[3] == [names[0]]
+
+
+@pytest.mark.usefixtures("beyond")
+@pytest.mark.parametrize("dynamic", [{0: "N"}, {2: "H", 3: "W"}])
+def test_exported_programs_take_any_size(dynamic: dict[int, str]) -> None:
+    """What is left open gets no bound from where a sample is held."""
+
+    class Module(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return sod_ops.squeeze_excite(x, torch.ones(2, 8), None, torch.ones(8, 2), None)
+
+    dims = {d: torch.export.Dim(name, min=2, max=64) for d, name in dynamic.items()}
+    program = torch.export.export(Module(), (torch.randn(3, 8, 7, 6),), dynamic_shapes={"x": dims})
+    for shape in ((5, 8, 7, 6),) if 0 in dynamic else ((3, 8, 20, 30), (3, 8, 2, 3)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(program.module()(x), Module()(x))

@@ -22,6 +22,7 @@ from gpu_cases import (
 from torch import Tensor
 
 import sod_ops
+from sod_ops import _extension
 
 DEVICE = "cuda"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -33,6 +34,9 @@ def require_kernel(backend: str, name: str) -> None:
     known = operator in torch._C._dispatch_get_all_op_names()
     if backend == "cuda" and not (known and torch._C._dispatch_has_kernel_for_dispatch_key(operator, "CUDA")):
         pytest.skip(f"{name} has no CUDA C++ kernel: Triton serves it")
+    fits = _extension.squeeze_excite_fits
+    if (backend, name) == ("cuda", "squeeze_excite") and not fits(0, MODEL.channels, MODEL.pixels, True, 16, 8):
+        pytest.skip("squeeze_excite's CUDA C++ kernel takes a GPU of compute capability 9.0 or higher")
 
 
 @pytest.fixture(params=CALLS)
@@ -169,7 +173,11 @@ def test_more_than_2_to_the_31_elements(name: str, backend: str) -> None:
     if torch.cuda.mem_get_info()[0] < needed:
         pytest.skip(f"needs {needed / 2**30:.0f} GiB of GPU memory")
     with sod_ops.use_backend(backend):
-        LARGE[name].check(DEVICE)
+        if (backend, name) == ("cuda", "squeeze_excite"):
+            with pytest.raises(RuntimeError, match="does not fit"):  # on a chip
+                LARGE[name].check(DEVICE)
+        else:
+            LARGE[name].check(DEVICE)
     torch.cuda.empty_cache()
 
 
@@ -208,3 +216,27 @@ def test_cutmix_draws_in_a_graph() -> None:
         seen.append(mixed.clone())
     assert not torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[1], seen[2])
+
+
+def test_squeeze_excite_on_chip_of_every_cluster() -> None:
+    """From one block to as many as there are, in both memory formats, against Triton; and more samples than clusters."""
+    require_kernel("cuda", "squeeze_excite")
+    for shape in ((3, 16, 8, 8), (2, 64, 28, 28), (300, 32, 14, 14), (2, 256, 56, 56), (40, 512, 14, 14)):
+        for dtype in (torch.float32, torch.bfloat16):
+            for memory_format in (torch.contiguous_format, torch.channels_last):
+                if not _extension.squeeze_excite_fits(0, shape[1], shape[2] * shape[3], True, 16, dtype.itemsize):
+                    continue
+                inputs = [
+                    torch.randn(shape, device=DEVICE),
+                    *(torch.randn(s, device=DEVICE) for s in ((16, shape[1]), (16,), (shape[1], 16), (shape[1],))),
+                ]
+                x, *parameters = (t.to(dtype).requires_grad_() for t in inputs)
+                x = x.detach().contiguous(memory_format=memory_format).requires_grad_()
+                found = []
+                for backend in ("cuda", "triton"):
+                    with sod_ops.use_backend(backend):
+                        y = sod_ops.squeeze_excite(x, *parameters)
+                        found.append([y, *torch.autograd.grad(y, (x, *parameters), torch.ones_like(y))])
+                for a, b in zip(*found, strict=True):
+                    unit = torch.finfo(dtype).eps
+                    torch.testing.assert_close(a, b, rtol=16 * unit, atol=16 * unit * b.abs().max().item())

@@ -13,10 +13,18 @@ from tolerances import assert_accurate
 from torch import Tensor
 
 import sod_ops
+from sod_ops._extension import squeeze_excite_fits
 from sod_ops.reference import squeeze_excite as reference
 
-# Triton serves GPUs; a CUDA C++ kernel comes where it measurably beats Triton's.
-WITHOUT_KERNELS = ("cuda",)
+
+def on_chip(case: MapCase, dtype: torch.dtype) -> bool:
+    """Whether the CUDA kernel serves a map on this machine's GPU."""
+    _, channels, height, width = case.shape
+    return torch.cuda.is_available() and squeeze_excite_fits(0, channels, height * width, True, 5, dtype.itemsize)
+
+
+# It takes a GPU of compute capability 9.0 or higher; Triton serves others.
+WITHOUT_KERNELS = () if on_chip(MAPS[0], torch.float64) else ("cuda",)
 
 ACTIVATIONS = tuple(reference.ACTIVATIONS)
 GATES = tuple(reference.GATES)
@@ -92,7 +100,7 @@ def check(backend: Backend, inputs: Inputs, **kwargs: str) -> None:
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize("case", MAPS, ids=str)
 def test_shapes_layouts_and_dtypes(backend: Backend, case: MapCase, dtype: torch.dtype) -> None:
-    if case.large and backend.interpreted:
+    if case.large and (backend.interpreted or (backend.name == "cuda" and not on_chip(case, dtype))):
         case = MapCase((*case.shape[:1], min(case.shape[1], 70), 9, 7), case.layout)
     check(backend, make(case, dtype, backend.device))
 
@@ -290,7 +298,7 @@ def test_slices_are_read_in_place(kernel_backend: Backend, layout: str) -> None:
 
 @pytest.mark.parametrize("case", [MAPS[0], MAPS[7], *(c for c in MAPS if c.large)], ids=str)
 def test_deterministic(backend: Backend, case: MapCase) -> None:
-    if case.large and backend.interpreted:
+    if case.large and (backend.interpreted or (backend.name == "cuda" and not on_chip(case, torch.float32))):
         case = MapCase((1, 5, 19, 23), case.layout)
     inputs = make(case, device=backend.device)
     grad = torch.randn_like(inputs.x)

@@ -4,7 +4,7 @@
 #include <array>
 #include <cstdint>
 
-#include "empty.h"
+#include "../empty.h"
 #include "maps.h"
 
 namespace sod_ops {

@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "../dtype.h"
+#include "../empty.h"
 #include "../stable.h"
 #include "cache.h"
 #include "elements.h"
-#include "empty.h"
 #include "maps.h"
 #include "matrix_tiles.h"
 #include "parallel.h"

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "../dtype.h"
+#include "../empty.h"
 #include "../stable.h"
-#include "empty.h"
 #include "interpolation_axis.h"
 #include "maps.h"
 #include "parallel.h"

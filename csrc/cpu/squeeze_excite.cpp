@@ -12,10 +12,10 @@
 #include <vector>
 
 #include "../dtype.h"
-#include "../math/activation.h"
+#include "../empty.h"
+#include "../squeeze_excite.h"
 #include "../stable.h"
 #include "cache.h"
-#include "empty.h"
 #include "maps.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -40,69 +40,16 @@ const ExcitationKernels<A>& excitation_kernels() {
   if constexpr (std::is_same_v<A, double>) return squeeze_excite_kernels().excitation64;
 }
 
-struct Geometry {
-  int64_t samples;
-  MapShape map;
-  int64_t reduced;
-
-  int64_t statistics_width() const { return map.channels + reduced + map.channels; }
-};
-
-// Checks. They are complete: sod_ops.squeeze_excite looks for the argument at fault only after a refusal from here.
-
-void check_weight(const char* name, const Tensor& weight, int64_t rows, int64_t columns) {
-  const bool pointwise = weight.dim() == 4 && weight.size(2) == 1 && weight.size(3) == 1;
-  STD_TORCH_CHECK(weight.dim() == 2 || pointwise, "squeeze_excite: ", name, " must be [", rows, ", ", columns,
-                  "] or 1x1, got ", weight.dim(), " dimensions");
-  STD_TORCH_CHECK(weight.size(0) == rows && weight.size(1) == columns && weight.is_contiguous(),
-                  "squeeze_excite: ", name, " must be contiguous, [", rows, ", ", columns, "], got [", weight.size(0),
-                  ", ", weight.size(1), "]");
-}
-
-void check_parameter(const char* name, const std::optional<Tensor>& parameter, const Tensor& expand_weight) {
-  if (!parameter.has_value()) return;
-  STD_TORCH_CHECK(parameter->is_cpu(), "squeeze_excite: ", name, " must be on the CPU");
-  STD_TORCH_CHECK(parameter->scalar_type() == expand_weight.scalar_type(), "squeeze_excite: ", name,
-                  " must have the dtype of expand_weight");
-}
-
-void check_bias(const char* name, const std::optional<Tensor>& bias, int64_t length) {
-  if (!bias.has_value()) return;
-  STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == length && bias->is_contiguous(), "squeeze_excite: ", name,
-                  " must be contiguous, [", length, "]");
-}
-
-Geometry check(const Tensor& x, const std::optional<Tensor>& reduce_weight, const Tensor& expand_weight,
-               int64_t activation, int64_t gate) {
-  STD_TORCH_CHECK(x.dim() == 4, "squeeze_excite: x must be [N, C, H, W], got ", x.dim(), " dimensions");
-  STD_TORCH_CHECK(expand_weight.dim() >= 2, "squeeze_excite: expand_weight must have 2 or 4 dimensions");
-  const bool planar = is_planar(x);
-  STD_TORCH_CHECK(readable(x, planar), "squeeze_excite: x must be contiguous or channels_last, or a slice of such");
-  STD_TORCH_CHECK(activation >= 0 && activation < math::kActivations, "squeeze_excite: unknown activation ",
-                  activation);
-  STD_TORCH_CHECK(gate >= 0 && gate < math::kGates, "squeeze_excite: unknown gate ", gate);
-  STD_TORCH_CHECK(x.is_cpu(), "squeeze_excite: x must be on the CPU");
-  check_parameter("expand_weight", expand_weight, expand_weight);
-  check_parameter("reduce_weight", reduce_weight, expand_weight);
-  const int64_t channels = x.size(1);
-  STD_TORCH_CHECK(!reduce_weight.has_value() || reduce_weight->dim() >= 2,
-                  "squeeze_excite: reduce_weight must have 2 or 4 dimensions");
-  const int64_t reduced = reduce_weight.has_value() ? reduce_weight->size(0) : 0;
-  if (reduce_weight.has_value()) check_weight("reduce_weight", *reduce_weight, reduced, channels);
-  check_weight("expand_weight", expand_weight, channels, reduce_weight.has_value() ? reduced : channels);
-  return {x.size(0), {channels, x.size(2) * x.size(3), planar}, reduced};
-}
-
 // The parameters in the type that they are computed in. Those of two bytes are widened once per call.
 template <typename T>
 class Parameters {
  public:
-  Parameters(const Geometry& g, const std::optional<Tensor>& reduce_weight, const std::optional<Tensor>& reduce_bias,
-             const Tensor& expand_weight, const std::optional<Tensor>& expand_bias, int64_t activation, int64_t gate) {
-    const int64_t columns = reduce_weight.has_value() ? g.reduced : g.map.channels;
-    excitation = {reduce_weight.has_value(), g.map.channels,    columns,
-                  read(reduce_weight),       read(reduce_bias), read(expand_weight),
-                  read(expand_bias),         activation,        gate};
+  Parameters(const SqueezeExciteShape& g, const std::optional<Tensor>& reduce_weight,
+             const std::optional<Tensor>& reduce_bias, const Tensor& expand_weight,
+             const std::optional<Tensor>& expand_bias, int64_t activation, int64_t gate) {
+    excitation = {g.reduces,           g.map.channels,    g.hidden(),
+                  read(reduce_weight), read(reduce_bias), read(expand_weight),
+                  read(expand_bias),   activation,        gate};
   }
 
   Excitation<Acc<T>> excitation;
@@ -111,10 +58,7 @@ class Parameters {
   const Acc<T>* read(const std::optional<Tensor>& parameter) {
     if (!parameter.has_value()) return nullptr;
     constexpr auto accumulator = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
-    const ScalarType dtype = parameter->scalar_type();
-    if (dtype == accumulator) return static_cast<const Acc<T>*>(parameter->data_ptr());
-    STD_TORCH_CHECK(dtype == torch::headeronly::CppTypeToScalarType<T>::value,
-                    "squeeze_excite: parameters must have the dtype of x, or float32 where that has two bytes");
+    if (parameter->scalar_type() == accumulator) return static_cast<const Acc<T>*>(parameter->data_ptr());
     widened_.push_back(scratch<Acc<T>>(parameter->numel()));
     map_kernels<T>().widen(static_cast<const T*>(parameter->data_ptr()), widened_.back().get(), parameter->numel());
     return widened_.back().get();
@@ -186,7 +130,8 @@ void divide(A* values, int64_t n, int64_t divisor) {
 }
 
 template <typename T>
-void forward(const Geometry& g, const Excitation<Acc<T>>& e, Samples<const T> x, Samples<T> y, Acc<T>* statistics) {
+void forward(const SqueezeExciteShape& g, const Excitation<Acc<T>>& e, Samples<const T> x, Samples<T> y,
+             Acc<T>* statistics) {
   const auto& maps = map_kernels<T>();
   const auto& excitation = excitation_kernels<Acc<T>>();
   const int64_t channels = g.map.channels, width = g.statistics_width();
@@ -231,7 +176,7 @@ struct WeightRows {
 };
 
 template <typename T>
-WeightRows<Acc<T>> backward_map(const Geometry& g, const Excitation<Acc<T>>& e, Samples<const T> grad_y,
+WeightRows<Acc<T>> backward_map(const SqueezeExciteShape& g, const Excitation<Acc<T>>& e, Samples<const T> grad_y,
                                 Samples<const T> x, const Acc<T>* statistics, Samples<T> grad_x) {
   const auto& maps = map_kernels<T>();
   const auto& excitation = excitation_kernels<Acc<T>>();
@@ -293,23 +238,15 @@ void weight_gradient(const Acc<T>* a, int64_t rows, const Acc<T>* b, int64_t b_s
 std::tuple<Tensor, Tensor> squeeze_excite(const Tensor& x, const std::optional<Tensor>& reduce_weight,
                                           const std::optional<Tensor>& reduce_bias, const Tensor& expand_weight,
                                           const std::optional<Tensor>& expand_bias, int64_t activation, int64_t gate) {
-  const Geometry g = check(x, reduce_weight, expand_weight, activation, gate);
-  STD_TORCH_CHECK(reduce_weight.has_value() || !reduce_bias.has_value(),
-                  "squeeze_excite: reduce_bias without reduce_weight");
-  check_parameter("reduce_bias", reduce_bias, expand_weight);
-  check_parameter("expand_bias", expand_bias, expand_weight);
-  check_bias("reduce_bias", reduce_bias, g.reduced);
-  check_bias("expand_bias", expand_bias, g.map.channels);
-  Tensor y = new_like(x);
-  Tensor statistics = sod_ops::new_empty(x, {g.samples, g.statistics_width()}, accumulator_of(x.scalar_type()));
-  STD_TORCH_CHECK(readable(y, g.map.planar), "squeeze_excite: the result for x has another memory format");
+  const auto g = check_squeeze_excite(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate);
+  const SqueezeExciteResults results(g, x);
   for_floating("squeeze_excite", "x", x.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const Parameters<T> parameters(g, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate);
-    forward<T>(g, parameters.excitation, samples_of<const T>(x, g.map.planar), samples_of<T>(y, g.map.planar),
-               static_cast<Acc<T>*>(statistics.data_ptr()));
+    forward<T>(g, parameters.excitation, samples_of<const T>(x, g.map.planar), samples_of<T>(results.y, g.map.planar),
+               static_cast<Acc<T>*>(results.statistics.data_ptr()));
   });
-  return {y, statistics};
+  return {results.y, results.statistics};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(const Tensor& grad_y, const Tensor& x,
@@ -317,37 +254,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> squeeze_excite_backward(const
                                                                            const Tensor& expand_weight,
                                                                            const Tensor& statistics, int64_t activation,
                                                                            int64_t gate) {
-  const Geometry g = check(x, reduce_weight, expand_weight, activation, gate);
-  STD_TORCH_CHECK(grad_y.dim() == 4 && std::equal(x.sizes().begin(), x.sizes().end(), grad_y.sizes().begin()) &&
-                      grad_y.scalar_type() == x.scalar_type() && readable(grad_y, g.map.planar),
-                  "squeeze_excite_backward: grad_output must have the shape, dtype and memory format of x");
-  STD_TORCH_CHECK(statistics.dim() == 2 && statistics.size(0) == g.samples &&
-                      statistics.size(1) == g.statistics_width() && statistics.is_contiguous() &&
-                      statistics.scalar_type() == accumulator_of(x.scalar_type()),
-                  "squeeze_excite_backward: statistics must be what squeeze_excite returned");
-  const bool reduces = reduce_weight.has_value();
-  Tensor grad_x = new_like(x);
-  Tensor grad_reduce_weight =
-      reduces ? new_like(*reduce_weight) : sod_ops::new_empty(expand_weight, {0}, expand_weight.scalar_type());
-  Tensor grad_reduce_bias = sod_ops::new_empty(expand_weight, {g.reduced}, expand_weight.scalar_type());
-  Tensor grad_expand_weight = new_like(expand_weight);
-  Tensor grad_expand_bias = sod_ops::new_empty(expand_weight, {g.map.channels}, expand_weight.scalar_type());
+  const auto g = check_squeeze_excite_backward(grad_y, x, reduce_weight, expand_weight, statistics, activation, gate);
+  const SqueezeExciteGradients grads(g, x, reduce_weight, expand_weight);
   for_floating("squeeze_excite", "x", x.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const Parameters<T> parameters(g, reduce_weight, std::nullopt, expand_weight, std::nullopt, activation, gate);
     const bool planar = g.map.planar;
     const auto* means = static_cast<const Acc<T>*>(statistics.data_ptr());
     const auto rows = backward_map<T>(g, parameters.excitation, samples_of<const T>(grad_y, planar),
-                                      samples_of<const T>(x, planar), means, samples_of<T>(grad_x, planar));
+                                      samples_of<const T>(x, planar), means, samples_of<T>(grads.x, planar));
     const int64_t width = g.statistics_width(), channels = g.map.channels;
-    weight_gradient<T>(rows.grad_z2.get(), channels, reduces ? rows.hidden.get() : means, reduces ? g.reduced : width,
-                       reduces ? g.reduced : channels, g.samples, grad_expand_weight, grad_expand_bias);
-    if (reduces) {
-      weight_gradient<T>(rows.grad_z1.get(), g.reduced, means, width, channels, g.samples, grad_reduce_weight,
-                         grad_reduce_bias);
+    weight_gradient<T>(rows.grad_z2.get(), channels, g.reduces ? rows.hidden.get() : means,
+                       g.reduces ? g.reduced : width, g.hidden(), g.samples, grads.expand_weight, grads.expand_bias);
+    if (g.reduces) {
+      weight_gradient<T>(rows.grad_z1.get(), g.reduced, means, width, channels, g.samples, grads.reduce_weight,
+                         grads.reduce_bias);
     }
   });
-  return {grad_x, grad_reduce_weight, grad_reduce_bias, grad_expand_weight, grad_expand_bias};
+  return {grads.x, grads.reduce_weight, grads.reduce_bias, grads.expand_weight, grads.expand_bias};
 }
 
 }  // namespace

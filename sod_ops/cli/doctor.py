@@ -7,10 +7,11 @@ import argparse
 import os
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import sod_ops
 from sod_ops import _extension
@@ -18,6 +19,7 @@ from sod_ops.cli import machine
 from sod_ops.cli.errors import one_line
 from sod_ops.cli.models import LIBRARIES
 from sod_ops.reference.squeeze_excite import squeeze_excite as reference_squeeze_excite
+from sod_ops.reference.tversky_loss import tversky_loss as reference_tversky_loss
 
 _ENVIRONMENT = (
     "SOD_OPS_BACKEND",
@@ -117,21 +119,33 @@ def _backends(device: str) -> tuple[Rows, bool]:
 
 
 def _fault(backend: str, device: str) -> str | None:
-    """What goes wrong when squeeze_excite runs forward and backward on a backend, or None."""
+    """What goes wrong when an op runs forward and backward on a backend, or None."""
     generator = torch.Generator().manual_seed(0)
-    shapes = ((2, 8, 5, 5), (4, 8), (4,), (8, 4), (8,))
+    op: Callable[..., Tensor] = sod_ops.squeeze_excite
+    plain: Callable[..., Tensor] = reference_squeeze_excite
+    shapes: tuple[tuple[int, ...], ...] = ((2, 8, 5, 5), (4, 8), (4,), (8, 4), (8,))
+    if backend == "cuda":  # a loss, which it serves on every GPU; squeeze_excite only from compute capability 9.0 on
+        op, plain, shapes = _iou_loss, _plain_iou_loss, ((2, 1, 5, 5),)
     inputs = [torch.randn(shape, generator=generator).to(device).requires_grad_() for shape in shapes]
-    expected = reference_squeeze_excite(*inputs)
+    expected = plain(*inputs)
     expected_gradients = torch.autograd.grad(expected.square().sum(), inputs)
     try:
         with sod_ops.use_backend(backend):
-            got = sod_ops.squeeze_excite(*inputs)
+            got = op(*inputs)
             gradients = torch.autograd.grad(got.square().sum(), inputs)
-        for ours, plain in zip((got, *gradients), (expected, *expected_gradients), strict=True):
-            torch.testing.assert_close(ours, plain)
+        for actual, exact in zip((got, *gradients), (expected, *expected_gradients), strict=True):
+            torch.testing.assert_close(actual, exact)
     except Exception as error:  # whatever a broken installation raises is what the report is for
         return one_line(error)
     return None
+
+
+def _iou_loss(logits: Tensor) -> Tensor:
+    return sod_ops.iou_loss(logits, (logits.detach() > 0.5).float())
+
+
+def _plain_iou_loss(logits: Tensor) -> Tensor:
+    return reference_tversky_loss((logits,), (logits.detach() > 0.5).float(), 1.0, 1.0, 1.0, (1.0,), "mean")
 
 
 def _environment() -> Rows:

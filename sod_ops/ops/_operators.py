@@ -6,7 +6,7 @@ kernels. All get fake kernels, for tracing, and autograd, for those who call ``t
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ def register(
     gradients: Callable[..., tuple[Any, ...]],
     native: Sequence[str] = ("cpu",),
     triton: bool = True,
+    serves: Mapping[str, Callable[..., bool]] | None = None,
 ) -> Selector:
     """Registers the operators of an op and returns the selector of its kernels.
 
@@ -46,6 +47,7 @@ def register(
             the gradient of every input of the forward operator (None where there is none).
         native: the backends that the compiled part has kernels for: ``"cpu"``, ``"cuda"``.
         triton: whether there are Triton kernels. Where there are none, the op is PyTorch's own on every other backend.
+        serves: by backend, where its kernels don't serve every call: :attr:`Kernels.serves`.
     """
     fakes = {name: forward, f"{name}_backward": backward}
     kernels: dict[str, Kernels | None] = {}
@@ -61,7 +63,7 @@ def register(
 
     if _extension.why_missing() is None:
         pair = _finish("sod_ops", name, fakes, save, gradients)
-        kernels.update(dict.fromkeys(native, pair))
+        kernels.update({backend: pair._replace(serves=(serves or {}).get(backend)) for backend in native})
     return Selector(name, kernels)
 
 

@@ -1,5 +1,6 @@
 """Squeeze-and-excitation: the public function, its checks and its autograd."""
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sod_ops import _extension
 from sod_ops.backends import Kernels
 from sod_ops.ops import _checks
 from sod_ops.ops._maps import as_laid_out, in_supported_layout
@@ -56,6 +58,7 @@ def squeeze_excite(
     Raises:
         TypeError: an argument is not a tensor, or has a dtype that does not fit.
         ValueError: a shape, a device, ``activation`` or ``gate`` does not fit.
+        RuntimeError: the backend ``"cuda"`` was asked for, and a sample does not fit on this GPU's chip.
 
     Source:
         Hu, Shen, Sun: Squeeze-and-Excitation Networks, CVPR 2018, equations 2 to 4.
@@ -86,6 +89,8 @@ def _call(
         kernels = None
     else:
         kernels = _select.traced(device_type) if compiling else _select(device_type)
+        if kernels is not None and kernels.serves is not None:
+            kernels = _select.serving(kernels, device_type, compiling, x, reduce_weight, expand_weight)
     if kernels is None or compiling or not kernels.check_arguments:
         _check(
             x, reduce_weight, reduce_bias, expand_weight, expand_bias, _ACTIVATION_NAMES[activation], _GATE_NAMES[gate]
@@ -107,6 +112,48 @@ def _call(
         return _SqueezeExcite.apply(kernels, *inputs)
     with below_autograd():
         return kernels.forward(*inputs)[0]
+
+
+def _fits_on_chip(x: Tensor, reduce_weight: Tensor | None, expand_weight: Tensor, *, tracing: bool) -> bool:
+    """Whether the CUDA kernel, which holds a sample on chip, is the one for this call.
+
+    Does not depend on the number of samples, and while torch.compile traces not on sizes that are left open: no guard comes
+    of it, and a program exported for any batch, or any size, stays one for any.
+    """
+    _, channels, height, width = x.shape
+    pixels = height * width
+    reduces = reduce_weight is not None
+    hidden = expand_weight.numel() // max(channels, 1)
+    if not tracing:
+        return _is_for_chip(
+            x.get_device(), channels, pixels, reduces, hidden, x.element_size(), expand_weight.element_size()
+        )
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    if not (has_static_value(channels) and has_static_value(pixels) and has_static_value(hidden)):
+        return False
+    return _find_out_if_for_chip(
+        x.get_device(), channels, pixels, reduces, hidden, x.element_size(), expand_weight.element_size()
+    )
+
+
+# What a cluster reads of weights in the time that a launch takes, which the kernel saves two of.
+_WEIGHTS_OF_A_LAUNCH = 1 << 18
+
+
+def _find_out_if_for_chip(
+    device: int, channels: int, pixels: int, reduces: bool, hidden: int, item_size: int, weight_size: int
+) -> bool:
+    # Each sample's cluster reads all weights, which other kernels read once for several samples. They come from the L2
+    # cache, about as fast as the sample comes from memory and goes there. (Argued, not measured.)
+    weights = weight_size * channels * hidden * (2 if reduces else 1)
+    if weights > max(2 * item_size * channels * pixels, _WEIGHTS_OF_A_LAUNCH):
+        return False
+    return _extension.squeeze_excite_fits(device, channels, pixels, reduces, hidden if reduces else 0, item_size)
+
+
+_find_out_if_for_chip._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_is_for_chip = functools.lru_cache(maxsize=4096)(_find_out_if_for_chip)
 
 
 def _reference(activation: int, gate: int) -> Callable[..., Tensor]:
@@ -205,7 +252,15 @@ def _fake_backward(
     return grad_x, grad_reduce_weight, grad_reduce_bias, grad_expand_weight, grad_expand_bias
 
 
-_select = register(_OP, forward=_fake_forward, backward=_fake_backward, save=_save, gradients=_gradients)
+_select = register(
+    _OP,
+    forward=_fake_forward,
+    backward=_fake_backward,
+    save=_save,
+    gradients=_gradients,
+    native=("cpu", "cuda"),
+    serves={"cuda": _fits_on_chip},
+)
 
 
 def _check(

@@ -5,6 +5,7 @@ The sources are copied and compiled as they are, but for two things: launch.h, t
 replaced, and the operators are called ``sod_ops_cuda_on_cpu::<name>`` and registered for the CPU.
 """
 
+import ctypes
 import os
 import shlex
 import shutil
@@ -20,8 +21,8 @@ CSRC = HERE.parents[1] / "csrc"
 NAMESPACE = "sod_ops_cuda_on_cpu"
 
 
-def build(ops: Sequence[str], directory: Path) -> None:
-    """Compiles csrc/cuda/<op>.cu for each of ``ops`` and loads their operators."""
+def build(ops: Sequence[str], directory: Path) -> Path:
+    """Compiles csrc/cuda/<op>.cu for each of ``ops`` and loads their operators; returns the library's path."""
     sources = directory / "csrc"
     shutil.copytree(CSRC, sources)
     shutil.copy(HERE / "launch.h", sources / "cuda" / "launch.h")
@@ -52,3 +53,9 @@ def build(ops: Sequence[str], directory: Path) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         subprocess.run([*compiler, "-shared", *pool.map(compiled, files), "-o", str(library), *link], check=True)
     torch.ops.load_library(library)
+    return library
+
+
+def blocks_in_the_latest_cluster(library: Path) -> int:
+    """How many blocks the clusters of the latest launch by clusters had."""
+    return ctypes.c_int.in_dll(ctypes.CDLL(str(library)), "cuda_on_cpu_cluster").value

@@ -1,5 +1,5 @@
-// The part of CUDA's language that csrc/cuda is written in, on the CPU: the threads of a block are fibers, which take
-// turns where they wait for each other. It shows what a kernel computes, on a machine without a GPU; what only a GPU
+// The part of CUDA's language that csrc/cuda is written in, on the CPU: the threads of a block, or of a cluster of
+// blocks, are fibers, which take turns where they wait for each other. It shows what a kernel computes, on a machine without a GPU; what only a GPU
 // can show (speed, memory that lies elsewhere, races within a warp) it does not.
 #pragma once
 
@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -21,7 +22,7 @@
 #define __forceinline__ inline
 #define __grid_constant__
 #define __launch_bounds__(...)
-#define __shared__ static  // blocks run one after the other
+#define __shared__ static  // blocks run one after the other; clusters' kernels have none but what launch.h gives
 
 using std::isnan;
 
@@ -49,94 +50,185 @@ struct Barrier {
   unsigned passed = 0;
 };
 
+// A copy to shared memory that is under way.
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
 struct Fiber {
   static constexpr size_t kStack = 1 << 16;
   std::unique_ptr<char[]> stack{new char[kStack]};
   ucontext_t start;
   jmp_buf state;
   bool started = false, done = false;
+  unsigned arrived = 0;                  // at the cluster's barrier, when it had been passed so often
+  std::vector<Copy> copies;              // not yet committed
+  std::deque<std::vector<Copy>> groups;  // committed, and not there before they are waited for
 };
 
-// The block that is running.
-struct Block {
+// The shared memory of a block whose size the launch says. At first it is full of NaN.
+class SharedMemory {
+ public:
+  void clear(size_t bytes) {
+    bytes_ = bytes;
+    memory_.resize(bytes + kMargin);
+    std::fill(memory_.begin(), memory_.end(), static_cast<unsigned char>(0xff));
+  }
+  unsigned char* data() { return memory_.data(); }
+  bool holds(const void* pointer) {
+    return pointer >= memory_.data() && pointer < memory_.data() + bytes_;
+  }
+  bool overrun() const {
+    return std::any_of(memory_.end() - kMargin, memory_.end(), [](unsigned char byte) { return byte != 0xff; });
+  }
+
+ private:
+  static constexpr size_t kMargin = 1024;
+  size_t bytes_ = 0;
+  std::vector<unsigned char> memory_;
+};
+
+[[noreturn]] inline void fail(const char* message) {
+  std::fprintf(stderr, "cuda_on_cpu: %s\n", message);
+  std::abort();
+}
+
+// The cluster of blocks that is running; mostly of one.
+struct Cluster {
   std::function<void()> body;
-  std::vector<Fiber> fibers;
+  std::vector<Fiber> fibers;      // of all blocks
   std::vector<double> exchanged;  // by the threads of a warp
-  std::vector<Barrier> warps;
+  std::vector<Barrier> warps, blocks;
+  std::vector<SharedMemory> shared;
   Barrier all;
   jmp_buf scheduler;
   bool progress = false;
-  size_t turn = 0, left = 0;  // members, because a jump may forget what a function's own variables are
-
+  unsigned first_block = 0;
+  size_t current = 0;
   // In the other order, a value that is read before it must be there is another one.
-  static bool reversed() { return std::getenv("CUDA_ON_CPU_REVERSED") != nullptr; }
+  bool reversed = false;
 
-  void wait(Barrier& barrier, unsigned count) {
+  unsigned rank() const { return static_cast<unsigned>(current / blockDim.x); }
+  Fiber& self() { return fibers[current]; }
+
+  unsigned arrive(Barrier& barrier, unsigned count) {
     progress = true;
     const unsigned now = barrier.passed;
     if (++barrier.waiting == count) {
       barrier.waiting = 0;
       ++barrier.passed;
-      return;
     }
-    Fiber& self = fibers[threadIdx.x];
-    while (barrier.passed == now) {
-      if (_setjmp(self.state) == 0) _longjmp(scheduler, 1);
+    return now;
+  }
+
+  void await(Barrier& barrier, unsigned arrived) {
+    Fiber& fiber = self();
+    while (barrier.passed == arrived) {
+      if (_setjmp(fiber.state) == 0) _longjmp(scheduler, 1);
     }
     progress = true;
   }
 
+  void wait(Barrier& barrier, unsigned count) { await(barrier, arrive(barrier, count)); }
+
+  bool ended(unsigned block) const {
+    const auto first = fibers.begin() + block * blockDim.x;
+    return std::all_of(first, first + blockDim.x, [](const Fiber& fiber) { return fiber.done; });
+  }
+
+  // Each warp, and each block, gets as far ahead of the others as it can: what one reads that another has not written
+  // yet is then missing.
   void run();
+
+ private:
+  // Goes on with the current thread until it waits or ends.
+  void resume();
+
+  // Calls body(i) for all i again and again, as long as one says that it got on; whether one did.
+  template <typename Body>
+  bool exhaust(size_t count, const Body& body) const;
 };
 
-inline Block* running = nullptr;
+inline Cluster* running = nullptr;
 
 inline void enter() {
   running->body();
-  running->fibers[threadIdx.x].done = true;
+  running->self().done = true;
   running->progress = true;
   _longjmp(running->scheduler, 1);
 }
 
-inline void Block::run() {
-  left = fibers.size();
-  while (left > 0) {
-    progress = false;
-    for (turn = 0; turn < fibers.size(); ++turn) {
-      threadIdx.x = static_cast<unsigned>(reversed() ? fibers.size() - 1 - turn : turn);
-      Fiber& fiber = fibers[threadIdx.x];
-      if (fiber.done) continue;
-      if (_setjmp(scheduler) == 0) {
-        if (fiber.started) _longjmp(fiber.state, 1);
-        fiber.started = true;
-        getcontext(&fiber.start);
-        fiber.start.uc_stack.ss_sp = fiber.stack.get();
-        fiber.start.uc_stack.ss_size = Fiber::kStack;
-        makecontext(&fiber.start, enter, 0);
-        setcontext(&fiber.start);
-      }
-      if (fibers[threadIdx.x].done) --left;
-    }
-    if (!progress) {
-      std::fputs("cuda_on_cpu: some threads of a block wait for others that never come\n", stderr);
-      std::abort();
-    }
+inline void Cluster::resume() {
+  Fiber& fiber = self();
+  threadIdx.x = static_cast<unsigned>(current % blockDim.x);
+  blockIdx.x = first_block + rank();
+  if (fiber.done) return;
+  if (_setjmp(scheduler) == 0) {
+    if (fiber.started) _longjmp(fiber.state, 1);
+    fiber.started = true;
+    getcontext(&fiber.start);
+    fiber.start.uc_stack.ss_sp = fiber.stack.get();
+    fiber.start.uc_stack.ss_size = Fiber::kStack;
+    makecontext(&fiber.start, enter, 0);
+    setcontext(&fiber.start);
   }
 }
 
 template <typename Body>
-void launch(int64_t blocks, int threads, const Body& body) {
+bool Cluster::exhaust(size_t count, const Body& body) const {
+  bool progressed = false;
+  for (bool again = true; again;) {
+    again = false;
+    for (size_t i = 0; i < count; ++i) again |= body(reversed ? count - 1 - i : i);
+    progressed |= again;
+  }
+  return progressed;
+}
+
+inline void Cluster::run() {
+  const size_t warp_count = (blockDim.x + kWarp - 1) / kWarp;
+  exhaust(blocks.size(), [&](size_t block) {
+    return exhaust(warp_count, [&](size_t warp) {
+      const size_t first = warp * kWarp;
+      return exhaust(std::min<size_t>(kWarp, blockDim.x - first), [&](size_t lane) {
+        current = block * blockDim.x + first + lane;
+        progress = false;
+        resume();
+        return progress;
+      });
+    });
+  });
+  for (const Fiber& fiber : fibers) {
+    if (!fiber.done) fail("some threads wait for others that never come");
+    if (!fiber.copies.empty() || !fiber.groups.empty()) fail("a thread ended while its copies were under way");
+  }
+}
+
+// By clusters of `size` blocks, one after the other.
+template <typename Body>
+void launch(int64_t blocks, unsigned size, int threads, size_t shared_bytes, const Body& body) {
   gridDim.x = static_cast<unsigned>(blocks);
   blockDim.x = static_cast<unsigned>(threads);
-  static Block block;
-  block.body = body;
-  block.fibers.resize(static_cast<size_t>(threads));
-  block.exchanged.resize(static_cast<size_t>(threads));
-  block.warps.assign((static_cast<size_t>(threads) + kWarp - 1) / kWarp, {});
-  running = &block;
-  for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
-    for (Fiber& fiber : block.fibers) fiber.started = fiber.done = false;
-    block.run();
+  const size_t all = size * static_cast<size_t>(threads);
+  static Cluster cluster;
+  cluster.body = body;
+  cluster.fibers.resize(all);
+  cluster.exchanged.resize(all);
+  cluster.warps.assign(size * ((blockDim.x + kWarp - 1) / kWarp), {});
+  cluster.blocks.assign(size, {});
+  cluster.all = {};
+  cluster.shared.resize(size);
+  cluster.reversed = std::getenv("CUDA_ON_CPU_REVERSED") != nullptr;
+  running = &cluster;
+  for (cluster.first_block = 0; cluster.first_block < gridDim.x; cluster.first_block += size) {
+    for (Fiber& fiber : cluster.fibers) fiber.started = fiber.done = false;
+    for (SharedMemory& memory : cluster.shared) memory.clear(shared_bytes);
+    cluster.run();
+    for (const SharedMemory& memory : cluster.shared) {
+      if (memory.overrun()) fail("a block wrote beyond its shared memory");
+    }
   }
 }
 
@@ -144,12 +236,14 @@ void launch(int64_t blocks, int threads, const Body& body) {
 template <typename T>
 T exchange(T value, int from, int width) {
   const unsigned thread = threadIdx.x, lane = thread % static_cast<unsigned>(width);
-  Barrier& warp = running->warps[thread / kWarp];
+  const unsigned warps = (blockDim.x + kWarp - 1) / kWarp;
+  Barrier& warp = running->warps[running->rank() * warps + thread / kWarp];
   const unsigned threads = std::min(kWarp, blockDim.x - thread / kWarp * kWarp);
-  running->exchanged[thread] = static_cast<double>(value);
+  double* of_block = running->exchanged.data() + running->current - thread;
+  of_block[thread] = static_cast<double>(value);
   running->wait(warp, threads);
   const bool there = from >= 0 && from < width;
-  const T found = there ? static_cast<T>(running->exchanged[thread - lane + static_cast<unsigned>(from)]) : value;
+  const T found = there ? static_cast<T>(of_block[thread - lane + static_cast<unsigned>(from)]) : value;
   running->wait(warp, threads);
   return found;
 }
@@ -159,7 +253,10 @@ inline int lane_of(int width) { return static_cast<int>(threadIdx.x) % width; }
 }  // namespace cuda_on_cpu
 
 inline float __fdividef(float a, float b) { return a / b; }
-inline void __syncthreads() { cuda_on_cpu::running->wait(cuda_on_cpu::running->all, blockDim.x); }
+inline void __syncthreads() {
+  auto& cluster = *cuda_on_cpu::running;
+  cluster.wait(cluster.blocks[cluster.rank()], blockDim.x);
+}
 
 template <typename T>
 T __shfl_sync(unsigned, T value, int from, int width = 32) {

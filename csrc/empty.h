@@ -6,7 +6,7 @@
 #include <initializer_list>
 #include <vector>
 
-#include "../stable.h"
+#include "stable.h"
 
 namespace sod_ops {
 
