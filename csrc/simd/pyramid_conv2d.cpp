@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "panel_product.h"
+#include "pyramid_conv2d_rows.h"
 #include "transpose.h"
 #include "vector.h"
 
@@ -22,20 +23,7 @@ namespace sod_ops {
 inline namespace CPU_CAPABILITY {
 namespace {
 
-using math::Tap;
-using simd::Accumulator;
-using simd::for_each_piece;
 using simd::kPanelDepth;
-using simd::Lanes;
-using simd::Vectorized;
-
-// The block's channels are stored this far apart from column to column.
-constexpr int64_t kStep = kTapBlock;
-// How many pixels ahead products are fetched, and the bytes that come at once.
-constexpr int64_t kAhead = 8;
-constexpr size_t kCacheLine = 64;
-// Row buffers in one call.
-constexpr int64_t kTapRows = kTapBranches * kTapKernel * 2;
 
 // The buffers r(ky, even u) and r(ky, odd u) of every branch, and which u each holds.
 template <typename A>
@@ -55,39 +43,6 @@ class RowBuffers {
   A* memory_;
   int64_t held_[kTapRows];
 };
-
-template <typename A>
-struct Weighted {
-  const A* data;
-  A weight;
-};
-
-// to[c] = sum over terms of weight * data[c] for a block's channels. What lies beyond them in `to` up to kStep may be
-// written, and in the terms must be readable.
-template <typename A>
-void add_up(int64_t channels, const Weighted<A>* terms, int64_t count, A* to) {
-  using V = Vectorized<A>;
-  constexpr int64_t pieces = kStep / V::size();
-  if (channels == kStep) {
-    V sums[pieces];
-    for (V& sum : sums) sum = V(0);
-    for (int64_t i = 0; i < count; ++i) {
-      const V weight(terms[i].weight);
-      for (int64_t p = 0; p < pieces; ++p) {
-        sums[p] = at::vec::fmadd(V::loadu(terms[i].data + p * V::size()), weight, sums[p]);
-      }
-    }
-    for (int64_t p = 0; p < pieces; ++p) sums[p].store(to + p * V::size());
-    return;
-  }
-  for_each_piece<A>(channels, [&](int64_t c, auto piece) {
-    auto sum = Lanes<A>::fill(0);
-    for (int64_t i = 0; i < count; ++i) {
-      sum = fmadd(Lanes<A>::load(terms[i].data + c, piece), Lanes<A>::fill(terms[i].weight), sum);
-    }
-    sum.store(to + c, piece);
-  });
-}
 
 // Row u of a branch times a row of taps: products[x, kx, c], kStep numbers from tap to tap.
 template <typename T>
@@ -160,95 +115,6 @@ void pack(TapWeight<T> weight, int64_t first, Accumulator<T>* panel) {
   }
 }
 
-// r(ky, u) of one branch from its products with a row of taps: `from`, at pixel 0 and tap 0 of the two rows.
-template <typename A>
-void widen_row(const TapShape& shape, const A* from, int64_t width, int64_t pixel_step, int64_t tap_step,
-               const Tap<A>* columns, A* r) {
-  const int64_t pad = shape.kernel / 2;
-  int64_t fetched = 0;
-  for (int64_t x = 0; x < shape.width; ++x) {
-    const int64_t first = std::max<int64_t>(0, pad - x);
-    const int64_t last = std::min(shape.kernel, shape.width + pad - x);
-    // A block's part of a pixel's taps is too short, and too far from the next pixel's, for the processor to see a
-    // stream.
-    for (const int64_t end = std::min(columns[x].index1 + kAhead, width); fetched < end; ++fetched) {
-      const A* next = from + fetched * pixel_step;
-      for (int64_t kx = 0; kx < shape.kernel; ++kx) {
-        for (int64_t c = 0; c < shape.channels; c += kCacheLine / sizeof(A))
-          __builtin_prefetch(next + kx * tap_step + c);
-      }
-    }
-    Weighted<A> terms[2 * kTapKernel];
-    int64_t count = 0;
-    for (int64_t kx = first; kx < last; ++kx) {
-      const Tap<A>& tap = columns[x + kx - pad];
-      const A* at = from + kx * tap_step;
-      terms[count++] = {at + tap.index0 * pixel_step, tap.weight0};
-      if (tap.weight1 != 0) terms[count++] = {at + tap.index1 * pixel_step, tap.weight1};
-    }
-    add_up(shape.channels, terms, count, r + x * kStep);
-  }
-}
-
-// As many columns as a vector has lanes, which is as many channels as are moved at once between planes and pixels.
-template <typename A>
-constexpr int64_t kTile = Vectorized<A>::size();
-
-template <typename A>
-int64_t tiled(int64_t width) {
-  return (width + kTile<A> - 1) / kTile<A> * kTile<A>;
-}
-
-// out[x] = y[x] + sum over rows of weight * row[x], for the x and channels of one output row; bias for y[x] where y has
-// no data. Pixels of a row lie `pixel_step` apart. A tile of columns is read whole, and the row buffers have room for
-// that behind them.
-template <typename T>
-void add_rows(const TapShape& shape, const Weighted<Accumulator<T>>* rows, int64_t count, int64_t pixel_step,
-              PlaneSteps<const T> y, const T* bias, PlaneSteps<T> out, Accumulator<T>* sums) {
-  using A = Accumulator<T>;
-  using V = Vectorized<A>;
-  if (out.channel == 1) {
-    Weighted<A> terms[kTapRows];
-    for (int64_t x = 0; x < shape.width; ++x) {
-      for (int64_t i = 0; i < count; ++i) terms[i] = {rows[i].data + x * pixel_step, rows[i].weight};
-      add_up(shape.channels, terms, count, sums);
-      for_each_piece<T>(shape.channels, [&](int64_t c, auto piece) {
-        const auto before = y.data ? Lanes<T>::load(y.data + x * y.column + c, piece)
-                            : bias ? Lanes<T>::load(bias + c, piece)
-                                   : Lanes<T>::fill(0);
-        (before + Lanes<T>::load_accumulators(sums + c, piece)).store(out.data + x * out.column + c, piece);
-      });
-    }
-    return;
-  }
-  constexpr int64_t tile = kTile<A>;
-  const int64_t step = tiled<A>(shape.width);
-  for (int64_t first = 0; first < shape.channels; first += tile) {
-    for (int64_t x = 0; x < shape.width; x += tile) {
-      V columns[tile];
-      for (V& column : columns) column = V(0);
-      for (int64_t i = 0; i < count; ++i) {
-        const A* from = rows[i].data + x * pixel_step + first;
-        const V weight(rows[i].weight);
-        for (int64_t k = 0; k < tile; ++k) {
-          columns[k] = at::vec::fmadd(V::loadu(from + k * pixel_step), weight, columns[k]);
-        }
-      }
-      simd::transpose(columns);
-      for (int64_t c = 0; c < tile; ++c) columns[c].store(sums + c * step + x);
-    }
-    for (int64_t c = 0; c < std::min(tile, shape.channels - first); ++c) {
-      const T* before = y.data + (first + c) * y.channel;
-      const auto constant = Lanes<T>::fill(bias ? static_cast<A>(bias[first + c]) : A(0));
-      T* to = out.data + (first + c) * out.channel;
-      for_each_piece<T>(shape.width, [&](int64_t x, auto part) {
-        const auto start = y.data ? Lanes<T>::load(before + x, part) : constant;
-        (start + Lanes<T>::load_accumulators(sums + c * step + x, part)).store(to + x, part);
-      });
-    }
-  }
-}
-
 template <typename T>
 void add(TapShape shape, const TapMap<T>* branches, int64_t count, int64_t first_row, int64_t last_row,
          PlaneSteps<const T> y, const T* bias, PlaneSteps<T> out, Accumulator<T>* scratch, Accumulator<T>* multiplied) {
@@ -288,76 +154,6 @@ void add(TapShape shape, const TapMap<T>* branches, int64_t count, int64_t first
     add_rows<T>(shape, rows, used, kStep, {y.data + row * y.row, y.channel, y.row, y.column}, bias,
                 {out.data + row * out.row, out.channel, out.row, out.column}, sums);
   }
-}
-
-// The products' gradients at a row of one branch for one row of taps, from that of r(ky, u): `to`, at pixel 0 and tap 0
-// of the two rows.
-template <typename A>
-void narrow_row(const TapShape& shape, const A* r, int64_t width, int64_t pixel_step, int64_t tap_step,
-                const Tap<A>* columns, A* to) {
-  const int64_t pad = shape.kernel / 2;
-  constexpr int64_t kTerms = 64;
-  int64_t begin = 0;  // the first column that reads v or a later one
-  for (int64_t v = 0; v < width; ++v) {
-    while (begin < shape.width && columns[begin].index1 < v) ++begin;
-    int64_t end = begin;
-    while (end < shape.width && columns[end].index0 <= v) ++end;
-    for (int64_t kx = 0; kx < shape.kernel; ++kx) {
-      // Column `position` was read for the output column position - kx + pad.
-      const int64_t first = std::max(begin, kx - pad), last = std::min(end, shape.width + kx - pad);
-      A* sums = to + v * pixel_step + kx * tap_step;
-      Weighted<A> terms[kTerms + 1];
-      int64_t count = 0;
-      for (int64_t position = first; position < last; ++position) {
-        const Tap<A>& tap = columns[position];
-        const A weight = (tap.index0 == v ? tap.weight0 : A(0)) + (tap.index1 == v ? tap.weight1 : A(0));
-        if (weight == 0) continue;
-        if (count == kTerms) {
-          // A part of a long sum is its first term from then on.
-          add_up(shape.channels, terms, count, sums);
-          terms[0] = {sums, A(1)};
-          count = 1;
-        }
-        terms[count++] = {r + (position - kx + pad) * kStep, weight};
-      }
-      add_up(shape.channels, terms, count, sums);
-    }
-  }
-}
-
-// One row of a map, channels innermost and pixels `pixel_step` apart.
-template <typename T>
-void load_row(const TapShape& shape, PlaneSteps<const T> grad, int64_t pixel_step, Accumulator<T>* row,
-              Accumulator<T>* planes) {
-  using A = Accumulator<T>;
-  if (grad.channel == 1) {
-    for (int64_t x = 0; x < shape.width; ++x) {
-      for_each_piece<T>(shape.channels, [&](int64_t c, auto piece) {
-        Lanes<T>::load(grad.data + x * grad.column + c, piece).store_accumulators(row + x * pixel_step + c, piece);
-      });
-    }
-    return;
-  }
-  constexpr int64_t tile = kTile<A>;
-  const int64_t step = tiled<A>(shape.width);
-  for_each_piece<A>(shape.channels, [&](int64_t first, auto piece) {
-    for (int64_t c = 0; c < std::min(tile, shape.channels - first); ++c) {
-      const T* from = grad.data + (first + c) * grad.channel;
-      for_each_piece<T>(shape.width, [&](int64_t x, auto part) {
-        Lanes<T>::load(from + x, part).store_accumulators(planes + c * step + x, part);
-      });
-    }
-    for (int64_t x = 0; x < shape.width; x += tile) {
-      // What lies beyond the width or the channels is moved along and not stored.
-      A pixels[tile * tile];
-      Vectorized<A> columns[tile];
-      simd::transpose(planes + x, step, columns);
-      for (int64_t i = 0; i < tile; ++i) columns[i].store(pixels + i * tile);
-      for (int64_t i = 0; i < std::min(tile, shape.width - x); ++i) {
-        Lanes<A>::load(pixels + i * tile, piece).store(row + (x + i) * pixel_step + first, piece);
-      }
-    }
-  });
 }
 
 // What the gradients of the products with one row of taps, [pixels, kx, kStep], add to the gradients of the branch's
@@ -441,19 +237,6 @@ class ProductRows {
   int64_t row_ = 0;    // the first that waits
   int64_t count_ = 0;  // how many wait
 };
-
-// sums[x] = or += weight * row[x] for the x and channels of one row.
-template <typename A>
-void accumulate_row(const TapShape& shape, const A* row, A weight, bool add, A* sums) {
-  const auto factor = Lanes<A>::fill(weight);
-  for (int64_t x = 0; x < shape.width; ++x) {
-    for_each_piece<A>(shape.channels, [&](int64_t c, auto piece) {
-      const auto value = Lanes<A>::load(row + x * kStep + c, piece);
-      A* sum = sums + x * kStep + c;
-      (add ? fmadd(value, factor, Lanes<A>::load(sum, piece)) : value * factor).store(sum, piece);
-    });
-  }
-}
 
 template <typename T>
 void gradients(TapShape shape, const TapMap<T>* branches, int64_t count, PlaneSteps<const T> grad,
