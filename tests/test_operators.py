@@ -13,7 +13,7 @@ SHARED = ["scale_gradient_"]  # what several ops call beside their own pairs
 # Of PyTorch's operators and other ops: they have no kernels, and no operators of their own.
 COMPOSITES = ["object_attention", "spatial_attention"]
 # What nn and accelerate compute on a CPU in the place of PyTorch's own operators: there are no Triton kernels.
-ON_CPU = ["pointwise_conv2d", "pointwise_conv2d_backward"]
+ON_CPU = [f"{stem}{way}" for stem in ("pointwise_conv2d", "pyramid_conv2d_branches") for way in ("", "_backward")]
 OPERATORS = [name for op in OPS if op not in COMPOSITES for name in (op, f"{op}_backward")] + SHARED
 
 

@@ -12,7 +12,6 @@
 #include "pyramid_conv2d.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "panel_product.h"
 #include "pyramid_conv2d_rows.h"
@@ -186,6 +185,7 @@ class ProductRows {
  public:
   using A = Accumulator<T>;
 
+  ProductRows() = default;
   ProductRows(const TapShape& shape, const TapMap<T>& branch, int64_t ky, A* waiting)
       : shape_(shape), branch_(branch), ky_(ky), waiting_(waiting) {}
 
@@ -230,10 +230,10 @@ class ProductRows {
     if (++count_ == waiting_rows(branch_.width)) flush();
   }
 
-  TapShape shape_;
-  const TapMap<T>& branch_;
-  int64_t ky_;
-  A* waiting_;
+  TapShape shape_ = {};
+  TapMap<T> branch_ = {};
+  int64_t ky_ = 0;
+  A* waiting_ = nullptr;
   int64_t row_ = 0;    // the first that waits
   int64_t count_ = 0;  // how many wait
 };
@@ -246,11 +246,11 @@ void gradients(TapShape shape, const TapMap<T>* branches, int64_t count, PlaneSt
   A* row = scratch + count * shape.kernel * 2 * shape.width * kStep;
   A* planes = row + shape.width * kStep;
   const int64_t pad = shape.kernel / 2;
-  std::vector<ProductRows<T>> products;  // of each branch and ky
+  ProductRows<T> products[kTapBranches * kTapKernel];  // of each branch and ky
   for (int64_t b = 0; b < count; ++b) {
     const int64_t size = waiting_scratch(shape, branches[b].width) / shape.kernel;
     for (int64_t ky = 0; ky < shape.kernel; ++ky) {
-      products.emplace_back(shape, branches[b], ky, waiting);
+      products[b * shape.kernel + ky] = ProductRows<T>(shape, branches[b], ky, waiting);
       if (!branches[b].data) waiting += size;
     }
   }
@@ -265,7 +265,7 @@ void gradients(TapShape shape, const TapMap<T>* branches, int64_t count, PlaneSt
     finish(b, ky, older);
     finish(b, ky, 1 - older);
   };
-  std::vector<int64_t> begun(count * shape.kernel, 0);  // rows of each branch and ky
+  int64_t begun[kTapBranches * kTapKernel] = {};  // rows of each branch and ky
   for (int64_t y = 0; y < shape.height; ++y) {
     load_row<T>(shape, {grad.data + y * grad.row, grad.channel, grad.row, grad.column}, kStep, row, planes);
     for (int64_t b = 0; b < count; ++b) {
