@@ -61,7 +61,8 @@ def test_what_a_gpu_adds_is_selected() -> None:
     for op in OPS:
         assert any(re.match(rf"tests/test_{op}\.py::test_gradcheck\S*\[triton-cuda", line) for line in selected), op
     for source in ROOT.glob("csrc/cuda/*.cu"):
-        if source.stem != "scale_gradient":
+        # squeeze_excite's own tests ask the device what fits on its chip.
+        if source.stem not in ("scale_gradient", "squeeze_excite"):
             test = rf"tests/test_{source.stem}\.py::test_gradcheck\S*\[cuda-cuda"
             assert any(re.match(test, line) for line in selected), source
     for name in CALLS:
