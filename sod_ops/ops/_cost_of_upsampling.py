@@ -14,7 +14,7 @@ from torch import Tensor
 class _Costs(NamedTuple):
     """In nanoseconds, of float32 (other types change all alike), on the processor that benchmarks/results names.
 
-    Fitted to the times of both forms on the grid of benchmarks/cost_of_upsampling.py, so that few choices lose more than 3 %.
+    Fitted to the times of both forms on the grid of benchmarks/cost_of_upsampling.py: few choices are to lose more than 3 %.
     """
 
     multiplication: float
