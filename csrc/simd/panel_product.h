@@ -6,17 +6,13 @@
 // the depth so that a panel stays in the first-level cache while the blocks of rows pass over it.
 #pragma once
 
+#include <array>
 #include <utility>
 
+#include "panel.h"
 #include "vector.h"
 
-namespace sod_ops {
-
-// One cache line: one vector of AVX512, two of AVX2.
-template <typename A>
-constexpr int64_t kPanel = 64 / sizeof(A);
-
-namespace simd {
+namespace sod_ops::simd {
 inline namespace CPU_CAPABILITY {
 
 #if defined(CPU_CAPABILITY_AVX512)
@@ -90,5 +86,4 @@ inline void multiply_panel(const Rows<A>& a, int64_t rows, const A* panel, int64
 }
 
 }  // namespace CPU_CAPABILITY
-}  // namespace simd
-}  // namespace sod_ops
+}  // namespace sod_ops::simd

@@ -11,6 +11,7 @@
 
 #include "../math/interpolation.h"
 #include "capability.h"
+#include "panel.h"
 
 namespace sod_ops {
 
@@ -83,7 +84,7 @@ struct TapShape {
 constexpr int64_t kTapBlock = 64;
 // Channels that are multiplied at once (see panel_product.h), of which a block has a whole number.
 template <typename T>
-constexpr int64_t kTapPanel = 64 / sizeof(TapAccumulator<T>);
+constexpr int64_t kTapPanel = kPanel<TapAccumulator<T>>;
 // Branches in one call, and taps along an axis.
 constexpr int64_t kTapBranches = 16, kTapKernel = 3;
 

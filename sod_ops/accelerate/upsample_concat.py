@@ -240,8 +240,7 @@ def _convolve(convolution: Any, maps: Sequence[Tensor | None], branches: Sequenc
     if sum(channels) != weight.shape[1]:
         return None
     parts = weight.split(channels, 1)
-    differentiated = (t for t in (weight, *tensors) if t is not None and t.requires_grad)
-    with_backward = torch.is_grad_enabled() and next(differentiated, None) is not None
+    with_backward = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (weight, *tensors))
     plain, first, small, rest = [], [], [], []
     for m, branch, part in zip(maps, branches, parts, strict=True):
         own = branch is None or (len(ways) > 1 and _way(branch) != way)

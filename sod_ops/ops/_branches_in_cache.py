@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sod_ops.ops._maps import dense
 from sod_ops.ops._operators import reference_gradients, register
 from sod_ops.reference import pyramid_conv2d as reference
 
@@ -81,9 +82,9 @@ def _gradients(ctx: Any, backward: Any, grad_output: Tensor) -> tuple[Any, ...]:
         formula = partial(_reference, (grad_output.shape[2], grad_output.shape[3]), ctx.align_corners, mode)
         found = list(reference_gradients(formula, tensors, grad_output))
     else:
-        if not (grad_output.is_contiguous() or grad_output.is_contiguous(memory_format=torch.channels_last)):
-            grad_output = grad_output.contiguous()
-        found = backward(grad_output, list(tensors[:count]), list(tensors[count:]), ctx.align_corners, ctx.nearest)
+        found = backward(
+            dense(grad_output), list(tensors[:count]), list(tensors[count:]), ctx.align_corners, ctx.nearest
+        )
     grad_y = grad_output if ctx.needs_input_grad[0] else None
     grad_bias = grad_output.sum((0, 2, 3)) if ctx.with_bias else None
     return grad_y, grad_bias, found[:count], found[count:], None, None, None, None

@@ -30,6 +30,13 @@ def in_supported_layout(x: Tensor) -> Tensor:
     return x if planar or interleaved else x.contiguous()
 
 
+def dense(x: Tensor) -> Tensor:
+    """``x`` itself where it is contiguous or channels_last."""
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last):
+        return x
+    return x.contiguous()
+
+
 def lies_in_planes(x: Tensor) -> bool:
     """Whether the results for ``x``, in a supported layout, are contiguous; otherwise they are channels_last."""
     _, _, height, width = x.shape

@@ -14,15 +14,15 @@ from torch.nn import Conv2d, functional
 
 from sod_ops.backends import Kernels
 from sod_ops.ops import _checks
-from sod_ops.ops._maps import lies_in_planes
+from sod_ops.ops._maps import dense, lies_in_planes
 from sod_ops.ops._operators import below_autograd, reference_gradients, register, transforms_active
 
 _OP = "pointwise_conv2d"
 
-# Maps of more pixels are matrix products of PyTorch's. Measured on one core of an AMD EPYC with AVX2, float32, forward and
-# backward together against such products, for 2048 channels to 512 and for 512 to 128: of 9 pixels 4.2 and 2.1 times as
-# fast, of 36 pixels 1.4 and 1.2, of 144 pixels 0.9 and 1.3, of 288 pixels 0.8 and 1.0; in channels_last of 9 pixels 1.5
-# and 1.0, of 36 pixels 1.0, of 144 pixels 0.8 and 1.0, of 288 pixels 0.7.
+# Maps of more pixels are matrix products of PyTorch's. Measured by a script that is not here, on one core of an AMD EPYC
+# with AVX2, float32, forward and backward together against such products, for 2048 channels to 512 and for 512 to 128: of 9
+# pixels 4.2 and 2.1 times as fast, of 36 pixels 1.4 and 1.2, of 144 pixels 0.9 and 1.3, of 288 pixels 0.8 and 1.0; in
+# channels_last of 9 pixels 1.5 and 1.0, of 36 pixels 1.0, of 144 pixels 0.8 and 1.0, of 288 pixels 0.7.
 _MOST_PIXELS = 144
 
 
@@ -91,7 +91,7 @@ def _call_of_few(maps: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequ
         kernels = _select.traced(device_type) if compiling else _select(device_type)
     if kernels is None:
         return list(_reference(len(maps), *maps, *weights, *biases))
-    maps = [_dense(map_) for map_ in maps]
+    maps = [dense(map_) for map_ in maps]
     weights = [weight.contiguous() for weight in weights]
     biases = [bias.contiguous() for bias in biases]
     if compiling:
@@ -124,13 +124,6 @@ def _reference(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
     if not biases:
         return tuple(map(functional.conv2d, maps, weights))
     return tuple(map(functional.conv2d, maps, weights, biases))
-
-
-def _dense(map_: Tensor) -> Tensor:
-    """``map_`` itself where it is contiguous or channels_last."""
-    if map_.is_contiguous() or map_.is_contiguous(memory_format=torch.channels_last):
-        return map_
-    return map_.contiguous()
 
 
 def _like(grad: Tensor, map_: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from sod_ops.backends import Kernels
 from sod_ops.ops._branches_in_cache import add_branches, gradients_of_branches
 from sod_ops.ops._check_pyramid_conv2d import check_call
 from sod_ops.ops._cost_of_upsampling import pays_before_upsampling
+from sod_ops.ops._maps import dense
 from sod_ops.ops._operators import below_autograd, reference_gradients, register, transforms_active
 from sod_ops.reference import pyramid_conv2d as reference
 
@@ -167,7 +168,7 @@ def _forward(
     in_cache, in_memory = _by_place(kernels, branches)
     if in_cache:
         maps, weights = [_walkable(branches[i]) for i in in_cache], [weight[:, of_branches[i]] for i in in_cache]
-        before = None if y is None else _dense(y)
+        before = None if y is None else dense(y)
         y = add_branches(before, bias, maps, weights, options.size, options.align_corners, options.nearest)
     elif y is None:
         # Without channels of x, which conv2d makes an output without channels of.
@@ -177,7 +178,7 @@ def _forward(
     if not in_memory:
         return y
     products = [_product(branches[i], weight[:, of_branches[i]]) for i in in_memory]
-    return kernels.forward(_dense(y), products, options.align_corners, options.nearest)
+    return kernels.forward(dense(y), products, options.align_corners, options.nearest)
 
 
 def _by_place(kernels: Kernels, branches: Sequence[Tensor]) -> tuple[list[int], list[int]]:
@@ -228,13 +229,6 @@ def _matrix_product(a: Tensor, b: Tensor) -> Tensor:
     return a.float() @ b.float()
 
 
-def _dense(y: Tensor) -> Tensor:
-    """``y`` itself where it is contiguous or channels_last."""
-    if y.is_contiguous() or y.is_contiguous(memory_format=torch.channels_last):
-        return y
-    return y.contiguous()
-
-
 class _PyramidConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kernels: Kernels, options: _Options, *tensors: Tensor | None) -> Tensor:
@@ -271,7 +265,7 @@ def _backward(
     """The gradients of x, weight, bias and every branch, None where it is not needed."""
     of_x, of_branches = options.channels(x, branches)
     need_x, need_weight, need_bias, *need_branches = needed
-    grad_output = _dense(grad_output)
+    grad_output = dense(grad_output)
     grad_x = grad_own = grad_bias = None
     if x is not None and x.shape[1]:
         grad_x, grad_own, grad_bias = torch.ops.aten.convolution_backward(
@@ -377,7 +371,7 @@ def _gradients(ctx: Any, backward: Any, grad_output: Tensor) -> tuple[Any, ...]:
     heights = [shape[1] for shape in ctx.shapes]
     widths = [shape[2] for shape in ctx.shapes]
     kernel_size = 3 if ctx.shapes and ctx.shapes[0][3] == 9 else 1
-    products = backward(_dense(grad_output), heights, widths, kernel_size, ctx.align_corners, ctx.nearest)
+    products = backward(dense(grad_output), heights, widths, kernel_size, ctx.align_corners, ctx.nearest)
     return grad_output, list(products), None, None
 
 
