@@ -112,6 +112,15 @@ LARGE = {
     "wide": Case(size=(33, 70), branches=((8, 17, 35), (8, 6, 6)), channels=8, out_channels=64, layout="channels_last"),
     "many branches": Case(size=(12, 12), branches=((2, 3, 3),) * 35, channels=4, out_channels=20),
 }
+# Branches that nearest neighbours double, each a map of at least 24 by 24 and 16 pixels to a channel.
+DOUBLED = {
+    "even": Case((48, 48), ((5, 24, 24),), 2, 7),
+    "odd": Case((50, 54), ((16, 25, 27),), 3, 16, layout="channels_last"),
+    "two blocks of channels": Case((62, 80), ((33, 31, 40),), 4, 70, bias=False),
+    "long rows": Case((52, 180), ((3, 26, 90),), None, 64, samples=1),
+    "many channels": Case((48, 194), ((130, 24, 97),), None, 20, samples=1, bias=False, layout="channels_last"),
+    "slices": Case((54, 50), ((17, 27, 25),), 1, 33, samples=3, layout="slice"),
+}
 OPTIONS = [
     {},
     {"align_corners": True},
@@ -205,6 +214,29 @@ def test_options(backend: Backend, name: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", LARGE.values(), ids=LARGE)
 def test_large(case: Case, options: dict[str, Any]) -> None:
     check(Backend("cpu", "cpu"), case, make(case), **options)
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("case", DOUBLED.values(), ids=DOUBLED)
+def test_doubled(case: Case, dtype: torch.dtype) -> None:
+    check(Backend("cpu", "cpu"), case, make(case, dtype), mode="nearest")
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+@pytest.mark.parametrize("position", [(6, 9), (7, 10), (0, 0), (24, 25)], ids=str)
+def test_not_finite_in_a_doubled_branch(position: tuple[int, int], value: float, layout: str) -> None:
+    """Differences between neighbours spoil what the value reaches, and nothing else."""
+    case = Case((50, 52), ((3, 25, 26),), None, 5, layout=layout)
+    inputs = make(case)
+    clean = call(case, inputs, mode="nearest")
+    row, column = position
+    inputs.branches[0][0, 1, row, column] = value
+    reached = torch.zeros(clean.shape, dtype=torch.bool)
+    reached[0, :, max(0, 2 * row - 1) : 2 * row + 3, max(0, 2 * column - 1) : 2 * column + 3] = True
+    y = call(case, inputs, mode="nearest")
+    assert torch.equal(~y.isfinite(), reached)
+    assert torch.equal(y[~reached], clean[~reached])
 
 
 @pytest.mark.parametrize("channels", [3, 0], ids=["some in memory", "all in memory"])
@@ -376,6 +408,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
     y = torch.randn(1, 150, 9, 13)
     products = [torch.randn(1, s, s, 9, 150) for s in (1, 2, 5)]
     branches, weights = [torch.randn(1, 20, s, s) for s in (3, 9)], [torch.randn(150, 20, 3, 3) for _ in range(2)]
+    doubled = [torch.randn(2, 20, 25, 31)]
     threads = torch.get_num_threads()
     results = []
     try:
@@ -387,6 +420,11 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
             results[-1] += [
                 out,
                 *torch.ops.sod_ops.pyramid_conv2d_branches_backward(out, branches, weights, False, False),
+            ]
+            out = torch.ops.sod_ops.pyramid_conv2d_branches(None, None, doubled, weights[:1], 50, 62, False, True)
+            results[-1] += [
+                out,
+                *torch.ops.sod_ops.pyramid_conv2d_branches_backward(out, doubled, weights[:1], False, True),
             ]
     finally:
         torch.set_num_threads(threads)

@@ -10,72 +10,17 @@
 #include "../dtype.h"
 #include "../empty.h"
 #include "../stable.h"
+#include "doubled_branch.h"
 #include "parallel.h"
 #include "scratch.h"
 #include "tap_maps.h"
+#include "tap_panels.h"
 
 namespace sod_ops {
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// A branch's part of the weight [C_out, C, K, K] as the kernels walk it; with its channels for those of the output, as
-// the gradient of the branch needs it.
-template <typename T>
-TapWeight<T> tap_weight(const Tensor& weight, bool transposed) {
-  const int64_t out = transposed ? 1 : 0, in = 1 - out;
-  return {static_cast<const T*>(weight.data_ptr()),
-          weight.size(out),
-          weight.size(in),
-          weight.size(2) * weight.size(3),
-          weight.stride(out),
-          weight.stride(in),
-          weight.stride(2),
-          weight.stride(3)};
-}
-
-// The weights of several branches in panels (see TapKernels::pack).
-template <typename T>
-class Panels {
- public:
-  using A = TapAccumulator<T>;
-
-  Panels(const std::vector<Tensor>& weights, bool transposed) {
-    int64_t size = 0, count = 0;
-    for (const Tensor& weight : weights) {
-      weights_.push_back(tap_weight<T>(weight, transposed));
-      starts_.push_back(size);
-      size += count_of(weights_.size() - 1) * panel_size(weights_.size() - 1);
-      count += count_of(weights_.size() - 1);
-    }
-    memory_ = scratch<A>(size);
-    parallel_tasks(count, size / std::max<int64_t>(1, count), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        int64_t branch = 0, panel = i;
-        for (; panel >= count_of(branch); ++branch) panel -= count_of(branch);
-        tap_kernels<T>().pack(weights_[branch], panel * kTapPanel<T>, at(branch, panel * kTapPanel<T>));
-      }
-    });
-  }
-
-  const TapWeight<T>& weight(int64_t branch) const { return weights_[branch]; }
-
-  // How many panels a branch has.
-  int64_t count_of(int64_t branch) const { return (weights_[branch].channels + kTapPanel<T> - 1) / kTapPanel<T>; }
-
-  // The panel that begins with a channel.
-  A* at(int64_t branch, int64_t channel) const {
-    return memory_.get() + starts_[branch] + channel / kTapPanel<T> * panel_size(branch);
-  }
-
- private:
-  int64_t panel_size(int64_t branch) const { return weights_[branch].taps * weights_[branch].depth * kTapPanel<T>; }
-
-  std::vector<TapWeight<T>> weights_;
-  std::vector<int64_t> starts_;
-  std::unique_ptr<A[]> memory_;
-};
 
 // A branch's rows, packed (see TapKernels::pack_row): [N, h, C, row_step].
 template <typename T>
@@ -146,7 +91,10 @@ Tensor pyramid_conv2d_branches(const std::optional<Tensor>& y, const std::option
   check_interpolation(kernel, heights, widths);
   for_floating("pyramid_conv2d_branches", "branches", dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const Panels<T> panels(weights, false);
+    if (is_doubled(branches, kernel, height, width, nearest)) {
+      return add_doubled<T>({y, bias}, branches[0], weights[0], out);
+    }
+    const Panels<T> panels(weights, false, kernel * kernel, tap_kernels<T>().pack);
     std::vector<std::unique_ptr<TapAccumulator<T>[]>> rows;
     for (const Tensor& branch : branches) rows.push_back(packed_rows<T>(branch));
     int64_t multiplied = 0;
@@ -257,10 +205,13 @@ std::vector<Tensor> pyramid_conv2d_branches_backward(const Tensor& grad_output, 
   for_floating("pyramid_conv2d_branches_backward", "grad_output", grad_output.scalar_type(), [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = TapAccumulator<T>;
+    if (is_doubled(branches, kernel, grad_output.size(2), grad_output.size(3), nearest)) {
+      return gradients_of_doubled<T>(grad_output, branches[0], weights[0], results[0], results[1]);
+    }
     const TapKernels<T>& kernels = tap_kernels<T>();
     const Interpolation<A> axes(heights, widths, grad_output.size(2), grad_output.size(3), align_corners, nearest);
     const Groups groups(branches, channels);
-    const Panels<T> panels(weights, true);
+    const Panels<T> panels(weights, true, taps, tap_kernels<T>().pack);
     const std::vector<BranchGradients<T>> sums = branch_gradients<T>(branches, groups, taps * channels);
     const TapShape whole{std::min(channels, kTapBlock), grad_output.size(2), grad_output.size(3), kernel};
     int64_t waiting_size = 0;

@@ -216,6 +216,44 @@ void load_row(const TapShape& shape, PlaneSteps<const T> grad, int64_t pixel_ste
   });
 }
 
+// A row of a branch, packed (see TapKernels::pack_row).
+template <typename T>
+void pack_row(PlaneSteps<const T> row, int64_t depth, int64_t width, Accumulator<T>* to) {
+  using A = Accumulator<T>;
+  const int64_t step = row_step<T>(width);
+  if (row.channel != 1) {
+    for (int64_t k = 0; k < depth; ++k) {
+      const T* from = row.data + k * row.channel;
+      if constexpr (std::is_same_v<T, A>) {
+        std::copy_n(from, width, to + k * step);
+      } else {
+        for_each_piece<T>(width, [&](int64_t x, auto piece) {
+          Lanes<T>::load(from + x, piece).store_accumulators(to + k * step + x, piece);
+        });
+      }
+    }
+    return;
+  }
+  constexpr int64_t tile = Vectorized<A>::size();
+  int64_t k = 0;
+  for (; k + tile <= depth; k += tile) {
+    for (int64_t x = 0; x < width; x += tile) {
+      // Beyond the width there is room up to `step`, which is a whole number of tiles.
+      A pixels[tile * tile] = {};
+      for (int64_t i = 0; i < std::min(tile, width - x); ++i) {
+        const T* from = row.data + (x + i) * row.column + k;
+        for (int64_t c = 0; c < tile; ++c) pixels[i * tile + c] = static_cast<A>(from[c]);
+      }
+      Vectorized<A> channels[tile];
+      simd::transpose(pixels, tile, channels);
+      for (int64_t c = 0; c < tile; ++c) channels[c].store(to + (k + c) * step + x);
+    }
+  }
+  for (; k < depth; ++k) {
+    for (int64_t x = 0; x < width; ++x) to[k * step + x] = static_cast<A>(row.data[x * row.column + k]);
+  }
+}
+
 // sums[x] = or += weight * row[x] for the x and channels of one row.
 template <typename A>
 void accumulate_row(const TapShape& shape, const A* row, A weight, bool add, A* sums) {
