@@ -106,7 +106,7 @@ def main() -> int:
     for cell in GRID:
         _, branch, weight = cell.tensors()
         for training in (False, True):
-            own_size = pays_before_upsampling(branch, weight, (cell.size, cell.size), training)
+            own_size = pays_before_upsampling(branch, weight, (cell.size, cell.size), training, cell.mode)
             chosen = "own size" if own_size else "plain"
             entrants = [Entrant(name, clock, run) for name, run in steps(cell, training=training).items()]
             rounds = Rounds(entrants, FULL["cpu"]._replace(seconds=options.seconds))

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -30,7 +31,7 @@ def at_their_own_size(monkeypatch: pytest.MonkeyPatch) -> None:
     place(monkeypatch, 1 << 20)
 
 
-def choose(monkeypatch: pytest.MonkeyPatch, pays: Callable[[Tensor, Tensor, tuple[int, int], bool], bool]) -> None:
+def choose(monkeypatch: pytest.MonkeyPatch, pays: Callable[[Tensor, Tensor, tuple[int, int], bool, str], bool]) -> None:
     monkeypatch.setattr(sys.modules["sod_ops.ops.pyramid_conv2d"], "pays_before_upsampling", pays)
 
 
@@ -290,16 +291,22 @@ def test_branches_that_are_cheaper_to_upsample(
 def test_what_is_cheaper(channels: int, out_channels: int, factor: int, pays: bool, with_backward: bool) -> None:
     """Never a branch as large as the output, always a deep one; between them, few channels at twice the size are not."""
     branch, weight = torch.empty(2, channels, 12, 10), torch.empty(out_channels, channels + 4, 3, 3)
-    assert pays_before_upsampling(branch, weight, (12 * factor, 10 * factor), with_backward) == pays
+    assert pays_before_upsampling(branch, weight, (12 * factor, 10 * factor), with_backward, "nearest") == pays
 
 
 def test_what_pays_in_training_alone() -> None:
     """The backward multiplies twice and moves no more than the forward."""
     branch, weight = torch.empty(2, 20, 40, 40), torch.empty(64, 84, 3, 3)
-    assert [pays_before_upsampling(branch, weight, (80, 80), with_backward) for with_backward in (False, True)] == [
-        False,
-        True,
-    ]
+    pays = partial(pays_before_upsampling, branch, weight, (80, 80), mode="bilinear")
+    assert [pays(with_backward=with_backward) for with_backward in (False, True)] == [False, True]
+
+
+def test_what_pays_where_neighbours_double() -> None:
+    """Few channels, too few where they are interpolated, or where there are few rows."""
+    weight = torch.empty(32, 40, 3, 3)
+    for size, mode, pays in (((40, 40), "nearest", True), ((40, 40), "bilinear", False), ((20, 80), "nearest", False)):
+        branch = torch.empty(2, 8, *size)
+        assert pays_before_upsampling(branch, weight, (2 * size[0], 2 * size[1]), False, mode) == pays
 
 
 @pytest.mark.parametrize("align_corners", [False, True])

@@ -245,7 +245,7 @@ def _convolve(convolution: Any, maps: Sequence[Tensor | None], branches: Sequenc
     for m, branch, part in zip(maps, branches, parts, strict=True):
         own = branch is None or (len(ways) > 1 and _way(branch) != way)
         if not own and m is not None and branch is not None:
-            own = not pays_before_upsampling(branch[0], part, (size[0], size[1]), with_backward)
+            own = not pays_before_upsampling(branch[0], part, (size[0], size[1]), with_backward, way[0])
         if own:
             plain.append(m if m is not None else _upsample(branch))  # type: ignore[arg-type]
             first.append(part)

@@ -27,7 +27,16 @@ _FORWARD = _Costs(multiplication=0.014, number=0.64, product=0.88, output=1.08)
 _WITH_BACKWARD = _Costs(multiplication=0.057, number=1.36, product=2.4, output=1.83)
 
 
-def pays_before_upsampling(branch: Tensor, weight: Tensor, size: tuple[int, int], with_backward: bool) -> bool:
+# What a product and a number of the output cost of a branch that nearest neighbours double, of what they do otherwise: such
+# a branch has kernels of its own (csrc/simd/doubled_branch.h), from a number of rows and columns on, and of pixels for each
+# channel (csrc/cpu/doubled_branch.h).
+_DOUBLED = 0.35
+_DOUBLED_SHORTEST, _DOUBLED_PIXELS = 24, 16
+
+
+def pays_before_upsampling(
+    branch: Tensor, weight: Tensor, size: tuple[int, int], with_backward: bool, mode: str
+) -> bool:
     """Whether ``branch [N, C, h, w]`` is cheaper to convolve with ``weight`` at its own size than upsampled to ``size``."""
     costs = _WITH_BACKWARD if with_backward else _FORWARD
     out_channels, taps = weight.shape[0], weight.shape[2] * weight.shape[3]
@@ -35,4 +44,16 @@ def pays_before_upsampling(branch: Tensor, weight: Tensor, size: tuple[int, int]
     share = branch.shape[2] * branch.shape[3] / (size[0] * size[1])  # 1 / f^2
     multiplications = taps * channels * (1 - share) * costs.multiplication
     upsampled = 3 * channels * costs.number / out_channels  # written, read and written again
-    return multiplications + upsampled > taps * share * costs.product + costs.output
+    added = taps * share * costs.product + costs.output
+    if taps > 1 and mode == "nearest" and _is_doubled(branch, size):
+        added *= _DOUBLED
+    return multiplications + upsampled > added
+
+
+def _is_doubled(branch: Tensor, size: tuple[int, int]) -> bool:
+    samples, channels, height, width = branch.shape
+    return (
+        (2 * height, 2 * width) == size
+        and min(height, width) >= _DOUBLED_SHORTEST
+        and samples * height * width >= _DOUBLED_PIXELS * channels
+    )

@@ -121,7 +121,9 @@ def _call(options: _Options, x: Tensor | None, weight: Tensor, bias: Tensor | No
     tensors = (x, weight, bias, *branches)
     with_backward = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if device_type == "cpu" and branches:
-        dear = [not pays_before_upsampling(branch, weight, options.size, with_backward) for branch in branches]
+        dear = [
+            not pays_before_upsampling(branch, weight, options.size, with_backward, options.mode) for branch in branches
+        ]
         if all(dear):
             return _reference(options, x, weight, bias, *branches)
         if any(dear):
