@@ -2,7 +2,6 @@
 // double for double. The formula stands in sod_ops/reference/pyramid_pool.py.
 #include "pyramid_pool.h"
 
-#include "gather.h"
 #include "run_writer.h"
 #include "transpose.h"
 #include "vector.h"
@@ -222,21 +221,20 @@ void shares(const CellGrid& grid, const PyramidLevel& level, const T* grad, Accu
 template <typename A>
 void cell_gradients(const CellGrid& grid, const PyramidLevel* levels, int64_t level_count, const A* shares, int64_t row,
                     int64_t width, A* cells) {
-  for (int64_t k = 0; k < level_count; ++k) {
-    const PyramidLevel& level = levels[k];
-    const Span rows = level.row_bins[row];
-    for (int64_t j = 0; j < grid.columns.cells; ++j) {
-      const Span columns = level.column_bins[j];
-      for_each_piece<A>(width, [&](int64_t c, auto count) {
-        A* to = cells + j * width + c;
-        auto sum = k == 0 ? Lanes<A>::fill(0) : Lanes<A>::load(to, count);
+  for (int64_t j = 0; j < grid.columns.cells; ++j) {
+    for_each_piece<A>(width, [&](int64_t c, auto count) {
+      auto sum = Lanes<A>::fill(0);
+      const A* share = shares + c;
+      for (int64_t k = 0; k < level_count; ++k) {
+        const PyramidLevel& level = levels[k];
+        const Span rows = level.row_bins[row], columns = level.column_bins[j];
         for (int64_t i = rows.first; i < rows.last; ++i) {
-          sum = sum + sum_over<A>(columns, shares + i * level.bins * width + c, width, count);
+          sum = sum + sum_over<A>(columns, share + i * level.bins * width, width, count);
         }
-        sum.store(to, count);
-      });
-    }
-    shares += level.bins * level.bins * width;
+        share += level.bins * level.bins * width;
+      }
+      sum.store(cells + j * width + c, count);
+    });
   }
 }
 
@@ -248,41 +246,87 @@ inline void add_runs(const T* a, const Accumulator<T>* b, int64_t n, T* to) {
   });
 }
 
-template <typename T, bool kStream>
-void expand_planar(const CellGrid& grid, const Accumulator<T>* cells,
-                   const typename PyramidPoolKernels<T>::Index* index, Span rows, Accumulator<T>* line, const T* other,
-                   int64_t other_step, T* to, int64_t step) {
-  const int64_t width = grid.width(), length = (grid.rows.edges[rows.last] - grid.rows.edges[rows.first]) * width;
-  T* narrowed = reinterpret_cast<T*>(line);
-  const auto write = [&](int64_t first, int64_t last) {
-    RunWriter<T, kStream> writer(to + first * step);
-    int64_t rest = (last - first) * length;
-    for (int64_t c = first; c < last; ++c) {
-      for (int64_t i = rows.first; i < rows.last; ++i) {
-        const Accumulator<T>* row = cells + (i - rows.first) * grid.columns.cells * kPlanarChannels + c;
-        for_each_piece<T>(width, [&](int64_t w, auto count) {
-          const auto gradients = simd::gather<T>(row, index + w, count);
-          other == nullptr ? gradients.store(narrowed + w, count) : gradients.store_accumulators(line + w, count);
-        });
-        for (int64_t r = grid.rows.edges[i]; r < grid.rows.edges[i + 1]; ++r) {
-          rest -= width;
-          if (other == nullptr) {
-            writer.write_whole(width, rest, [&](int64_t begin, int64_t count, T* place) {
-              simd::copy_run(narrowed + begin, place, count);
-            });
-          } else {
-            const T* from = other + c * other_step + (r - grid.rows.edges[rows.first]) * width;
-            writer.write(width, [&](int64_t begin, int64_t count, T* place) {
-              add_runs(from + begin, line + begin, count, place);
-            });
-          }
-        }
+// Rows of pixels from rows of cells, of all planes side by side: line i of plane c begins at c * plane + i * padded.
+// What lies behind a cell is overwritten by the next one, what lies behind a line by the next line.
+template <typename E>
+void draw_lines(const CellGrid& grid, const E* cells, int64_t rows, int64_t padded, int64_t plane, E* lines) {
+  using V = Vectorized<E>;
+  for (int64_t i = 0; i < rows; ++i, lines += padded) {
+    for (int64_t j = 0; j < grid.columns.cells; ++j, cells += kPlanarChannels) {
+      const int64_t end = grid.columns.edges[j + 1];
+      for (int64_t w = grid.columns.edges[j]; w < end; w += V::size()) {
+        for (int64_t c = 0; c < kPlanarChannels; ++c) V(cells[c]).store(lines + c * plane + w);
       }
     }
-    writer.finish();
-  };
-  if (step == length) return write(0, grid.channels);  // the planes are one run of memory
-  for (int64_t c = 0; c < grid.channels; ++c) write(c, c + 1);
+  }
+}
+
+// One plane's: `lines` holds what draw_lines wrote, in T where there is no `other`, those of this plane from `first`
+// on.
+template <typename T, bool kStream>
+void expand_lines(const CellGrid& grid, Span rows, const void* lines, int64_t first, int64_t padded, const T* other,
+                  RunWriter<T, kStream>& writer) {
+  using L = Lanes<T>;
+  const int64_t width = grid.width();
+  int64_t rest = (grid.rows.edges[rows.last] - grid.rows.edges[rows.first]) * width;
+  for (int64_t i = 0; i < rows.last - rows.first; ++i) {
+    const int64_t height = grid.rows.edges[rows.first + i + 1] - grid.rows.edges[rows.first + i];
+    if (other == nullptr) {
+      const T* own = static_cast<const T*>(lines) + first + i * padded;
+      for (int64_t r = 0; r < height; ++r) {
+        rest -= width;
+        writer.write_registers(width, rest, [&](int64_t w, auto) { return Vectorized<T>::loadu(own + w); });
+      }
+    } else {
+      const Accumulator<T>* own = static_cast<const Accumulator<T>*>(lines) + first + i * padded;
+      for (int64_t r = 0; r < height; ++r, other += width) {
+        rest -= width;
+        writer.write_registers(width, rest, [&](int64_t w, auto count) {
+          return (L::load(other + w, count) + L::load_accumulators(own + w)).narrowed();
+        });
+      }
+    }
+  }
+}
+
+template <typename T, bool kStream>
+[[gnu::flatten]] void expand_planar(const CellGrid& grid, const PyramidLevel* levels, int64_t level_count,
+                                    const Accumulator<T>* shares, Span rows, Accumulator<T>* cells, const T* other,
+                                    int64_t other_step, T* to, int64_t step) {
+  const int64_t width = grid.width(), row_of_cells = grid.columns.cells * kPlanarChannels;
+  const int64_t padded = padded_line(width), together = lines_together(width);
+  void* lines = cells + together * row_of_cells;
+  const int64_t top = grid.rows.edges[rows.first];
+  for (Span some{rows.first, rows.first}; some.first < rows.last; some.first = some.last) {
+    some.last = std::min(rows.last, some.first + together);
+    const int64_t count = some.last - some.first, plane = count * padded + kLineEnd;
+    for (int64_t i = 0; i < count; ++i) {
+      cell_gradients(grid, levels, level_count, shares, some.first + i, kPlanarChannels, cells + i * row_of_cells);
+    }
+    if (other == nullptr) {
+      T* narrowed = reinterpret_cast<T*>(cells);
+      for_each_piece<T>(count * row_of_cells, [&](int64_t i, auto piece) {
+        Lanes<T>::load_accumulators(cells + i, piece).store(narrowed + i, piece);
+      });
+      draw_lines(grid, narrowed, count, padded, plane, static_cast<T*>(lines));
+    } else {
+      draw_lines(grid, cells, count, padded, plane, static_cast<Accumulator<T>*>(lines));
+    }
+    const int64_t begin = (grid.rows.edges[some.first] - top) * width;
+    const auto write = [&](int64_t first, int64_t last) {
+      RunWriter<T, kStream> writer(to + first * step + begin);
+      for (int64_t c = first; c < last; ++c) {
+        expand_lines(grid, some, lines, c * plane, padded, other == nullptr ? nullptr : other + c * other_step + begin,
+                     writer);
+      }
+      writer.finish();
+    };
+    if (step == (grid.rows.edges[some.last] - grid.rows.edges[some.first]) * width) {
+      write(0, grid.channels);  // the planes are one run of memory
+    } else {
+      for (int64_t c = 0; c < grid.channels; ++c) write(c, c + 1);
+    }
+  }
 }
 
 // One row of cells: `narrowed` holds them in T, for where there is no `other`.
@@ -308,15 +352,9 @@ void expand_interleaved(const CellGrid& grid, const Accumulator<T>* cells, const
 
 template <typename T, bool kStream>
 void expand_of(const CellGrid& grid, const PyramidLevel* levels, int64_t level_count, const Accumulator<T>* shares,
-               const typename PyramidPoolKernels<T>::Index* columns, Span rows, Accumulator<T>* cells, const T* other,
-               int64_t other_step, T* to, int64_t step) {
+               Span rows, Accumulator<T>* cells, const T* other, int64_t other_step, T* to, int64_t step) {
   if (grid.planar) {
-    Accumulator<T>* end = cells;
-    for (int64_t i = rows.first; i < rows.last; ++i) {
-      cell_gradients(grid, levels, level_count, shares, i, kPlanarChannels, end);
-      end += grid.columns.cells * kPlanarChannels;
-    }
-    return expand_planar<T, kStream>(grid, cells, columns, rows, end, other, other_step, to, step);
+    return expand_planar<T, kStream>(grid, levels, level_count, shares, rows, cells, other, other_step, to, step);
   }
   const int64_t row_of_cells = grid.columns.cells * grid.channels;
   T* narrowed = reinterpret_cast<T*>(cells + row_of_cells);
@@ -337,10 +375,9 @@ void expand_of(const CellGrid& grid, const PyramidLevel* levels, int64_t level_c
 
 template <typename T>
 void expand(const CellGrid& grid, const PyramidLevel* levels, int64_t level_count, const Accumulator<T>* shares,
-            const typename PyramidPoolKernels<T>::Index* columns, Span rows, Accumulator<T>* cells, const T* other,
-            int64_t other_step, T* to, int64_t step, bool stream) {
+            Span rows, Accumulator<T>* cells, const T* other, int64_t other_step, T* to, int64_t step, bool stream) {
   const auto expand = stream ? expand_of<T, true> : expand_of<T, false>;
-  expand(grid, levels, level_count, shares, columns, rows, cells, other, other_step, to, step);
+  expand(grid, levels, level_count, shares, rows, cells, other, other_step, to, step);
 }
 
 template <typename T>
