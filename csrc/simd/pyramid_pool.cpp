@@ -2,6 +2,7 @@
 // double for double. The formula stands in sod_ops/reference/pyramid_pool.py.
 #include "pyramid_pool.h"
 
+#include "prefetch.h"
 #include "run_writer.h"
 #include "transpose.h"
 #include "vector.h"
@@ -22,11 +23,15 @@ int64_t area(const CellGrid& grid, const PyramidLevel& level, int64_t row, int64
   return length(grid.rows, level.row_cells[row]) * length(grid.columns, level.column_cells[column]);
 }
 
-// sums[w] = sum of x[r * width + w] over `rows` rows, for w in [0, n).
+// sums[w] = sum of x[r * width + w] over `rows` rows, for w in [0, n), and 0 up to the end of the last register.
 template <typename T>
 inline void sum_rows(const T* x, int64_t width, int64_t rows, int64_t n, Accumulator<T>* sums) {
   for_each_piece<T>(n, [&](int64_t w, auto count) {
-    const auto row = [&](int64_t r) { return Lanes<T>::load(x + r * width + w, count); };
+    const auto row = [&](int64_t r) {
+      const T* from = x + r * width + w;
+      simd::fetch_ahead(from);
+      return Lanes<T>::load(from, count);
+    };
     auto even = row(0);
     int64_t r = 1;
     if (rows > 1) {
@@ -38,7 +43,7 @@ inline void sum_rows(const T* x, int64_t width, int64_t rows, int64_t n, Accumul
       even = even + odd;
     }
     if (r < rows) even = even + row(r);
-    even.store_accumulators(sums + w, count);
+    even.store_accumulators(sums + w);
   });
 }
 
@@ -75,11 +80,11 @@ inline int64_t add_columns(const CellAxis& columns, const A* rows, int64_t step,
 template <typename T>
 void cell_sums_planar(const CellGrid& grid, const T* x, int64_t step, Span rows, Accumulator<T>* scratch,
                       Accumulator<T>* cells) {
-  constexpr int64_t kMostColumns = kSummedRows / kPlanarChannels, kRegister = 16;
+  constexpr int64_t kMostColumns = kSummedRows / kPlanarChannels, kRegister = 32;
   const int64_t width = grid.width(), cell_row = grid.columns.cells * kPlanarChannels;
   std::fill(cells + rows.first * cell_row, cells + rows.last * cell_row, Accumulator<T>(0));
-  // Channels that are not there, and columns past the last of a register, are read but not used.
-  std::fill(scratch, scratch + kSummedRows, Accumulator<T>(0));
+  // Channels that are not there are read but not used.
+  if (grid.channels < kPlanarChannels) std::fill(scratch, scratch + kSummedRows, Accumulator<T>(0));
   int64_t cell = 0;
   for (int64_t begin = 0; begin < width; begin += kMostColumns) {
     const int64_t end = std::min(width, begin + kMostColumns);
@@ -221,20 +226,30 @@ void shares(const CellGrid& grid, const PyramidLevel& level, const T* grad, Accu
 template <typename A>
 void cell_gradients(const CellGrid& grid, const PyramidLevel* levels, int64_t level_count, const A* shares, int64_t row,
                     int64_t width, A* cells) {
+  using L = Lanes<A>;
   for (int64_t j = 0; j < grid.columns.cells; ++j) {
-    for_each_piece<A>(width, [&](int64_t c, auto count) {
-      auto sum = Lanes<A>::fill(0);
+    const auto add = [&](int64_t c, auto registers, auto count) {
+      L sums[registers];
+      for (L& sum : sums) sum = L::fill(0);
       const A* share = shares + c;
       for (int64_t k = 0; k < level_count; ++k) {
         const PyramidLevel& level = levels[k];
         const Span rows = level.row_bins[row], columns = level.column_bins[j];
         for (int64_t i = rows.first; i < rows.last; ++i) {
-          sum = sum + sum_over<A>(columns, share + i * level.bins * width, width, count);
+          const A* bin = share + (i * level.bins + columns.first) * width;
+          for (int64_t b = columns.first; b < columns.last; ++b, bin += width) {
+            for (int r = 0; r < registers; ++r) sums[r] = sums[r] + L::load(bin + r * L::kSize, count);
+          }
         }
         share += level.bins * level.bins * width;
       }
-      sum.store(cells + j * width + c, count);
-    });
+      for (int r = 0; r < registers; ++r) sums[r].store(cells + j * width + c + r * L::kSize, count);
+    };
+    constexpr std::integral_constant<int64_t, L::kSize> whole{};
+    constexpr std::integral_constant<int, kPlanarChannels / L::kSize> together{};
+    int64_t c = 0;
+    for (; c + kPlanarChannels <= width; c += kPlanarChannels) add(c, together, whole);
+    for (; c < width; c += L::kSize) add(c, std::integral_constant<int, 1>{}, std::min(L::kSize, width - c));
   }
 }
 
@@ -282,6 +297,7 @@ void expand_lines(const CellGrid& grid, Span rows, const void* lines, int64_t fi
       for (int64_t r = 0; r < height; ++r, other += width) {
         rest -= width;
         writer.write_registers(width, rest, [&](int64_t w, auto count) {
+          simd::fetch_ahead(other + w);
           return (L::load(other + w, count) + L::load_accumulators(own + w)).narrowed();
         });
       }

@@ -65,8 +65,7 @@ inline int64_t lines_together(int64_t width) {
 }
 // Numbers behind a plane's lines that belong to the last one's last register.
 constexpr int64_t kLineEnd = 32;
-// Rows of cells and the lines drawn from them, where planar; otherwise two
-// rows of cells.
+// Rows of cells and the lines drawn from them, where planar; otherwise two rows of cells.
 inline int64_t expand_scratch(const CellGrid& grid) {
   if (!grid.planar) return 2 * grid.columns.cells * grid.channels;
   const int64_t together = lines_together(grid.width());

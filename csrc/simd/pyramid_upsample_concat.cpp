@@ -3,6 +3,7 @@
 #include "pyramid_upsample_concat.h"
 
 #include "gather.h"
+#include "prefetch.h"
 #include "run_writer.h"
 #include "transpose.h"
 #include "vector.h"
@@ -162,7 +163,9 @@ inline void add_rows(const ResizeAxis<Accumulator<T>>& rows, const ResizeRun& ru
   for_each_piece<T>(width, [&](int64_t w, auto count) {
     L a = L::fill(0), b = L::fill(0);
     for (int64_t row = run.begin; row < run.end; ++row) {
-      const L value = L::load(grad + row * width + w, count);
+      const T* from = grad + row * width + w;
+      simd::fetch_ahead(from);
+      const L value = L::load(from, count);
       a = fmadd(value, L::fill(rows.first_weight[row]), a);
       b = fmadd(value, L::fill(rows.second_weight[row]), b);
     }
