@@ -21,9 +21,6 @@ using torch::stable::Tensor;
 
 constexpr auto kOp = "pyramid_pool";
 
-// Numbers beyond the end of a line that are read with its last register.
-constexpr int64_t kLineEnd = 32;
-
 // Channels whose means one task takes.
 constexpr int64_t kMeansBlock = 128;
 
@@ -141,18 +138,12 @@ struct Gradients {
 
 template <typename T>
 void spread_planar(const Geometry& g, const Gradients<T>& grads, T* grad_x, bool stream) {
-  using Index = typename PyramidPoolKernels<T>::Index;
   const CellGrid grid = g.all();
   const MapShape shape{g.channels, g.pixels(), true};
-  std::vector<Index> columns(g.width);
-  for (int64_t j = 0; j < grid.columns.cells; ++j) {
-    std::fill(columns.begin() + grid.columns.edges[j], columns.begin() + grid.columns.edges[j + 1],
-              static_cast<Index>(j * kPlanarChannels));
-  }
   const int64_t tasks = g.samples * g.blocks(), parts = g.parts(tasks), rows = grid.rows.cells;
   parallel_tasks(tasks * parts, kPlanarChannels * g.pixels() / parts, [&](int64_t begin, int64_t end) {
     auto shares = scratch<Acc<T>>(g.tables.all_bins * kPlanarChannels);
-    auto memory = scratch<Acc<T>>(rows * grid.columns.cells * kPlanarChannels + g.width + kLineEnd);
+    auto memory = scratch<Acc<T>>(expand_scratch(grid));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i / parts / g.blocks(), block = i / parts % g.blocks(), part = i % parts;
       const int64_t plane = n * g.channels + block * kPlanarChannels;
@@ -166,9 +157,9 @@ void spread_planar(const Geometry& g, const Gradients<T>& grads, T* grad_x, bool
       }
       const Span some{part * rows / parts, (part + 1) * rows / parts};
       const int64_t pixel = grid.rows.edges[some.first] * g.width;
-      kernels<T>().expand(planes, g.tables.levels.data(), static_cast<int64_t>(grads.levels.size()), shares.get(),
-                          columns.data(), some, memory.get(), grads.other.at(shape, n, block * kPlanarChannels, pixel),
-                          grads.other.step, grad_x + plane * g.pixels() + pixel, g.pixels(), stream);
+      kernels<T>().expand(planes, g.tables.levels.data(), static_cast<int64_t>(grads.levels.size()), shares.get(), some,
+                          memory.get(), grads.other.at(shape, n, block * kPlanarChannels, pixel), grads.other.step,
+                          grad_x + plane * g.pixels() + pixel, g.pixels(), stream);
     }
   });
 }
@@ -190,12 +181,12 @@ void spread_interleaved(const Geometry& g, const Gradients<T>& grads, T* grad_x,
     }
   });
   parallel_tasks(g.samples * rows, g.channels * g.pixels() / rows, [&](int64_t begin, int64_t end) {
-    auto memory = scratch<Acc<T>>(2 * grid.columns.cells * g.channels);
+    auto memory = scratch<Acc<T>>(expand_scratch(grid));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i / rows, row = i % rows;
       const int64_t pixel = grid.rows.edges[row] * g.width;
-      kernels<T>().expand(grid, g.tables.levels.data(), level_count, shares.get() + n * shares_size, nullptr,
-                          {row, row + 1}, memory.get(), grads.other.at(shape, n, 0, pixel), grads.other.step,
+      kernels<T>().expand(grid, g.tables.levels.data(), level_count, shares.get() + n * shares_size, {row, row + 1},
+                          memory.get(), grads.other.at(shape, n, 0, pixel), grads.other.step,
                           grad_x + (n * g.pixels() + pixel) * g.channels, g.channels, stream);
     }
   });

@@ -19,9 +19,6 @@ using torch::stable::Tensor;
 
 constexpr auto kOp = "pyramid_upsample_concat";
 
-// Rows whose gradients are summed before they are added to others': the rounding error does not grow with the map.
-constexpr int64_t kLongestRun = 8;
-
 template <typename T>
 const PyramidUpsampleConcatKernels<T>& kernels() {
   return kernels_of<T>(pyramid_upsample_concat_kernels());
@@ -67,6 +64,12 @@ class AxisTables {
       first_weight_.push_back(tap.weight0);
       second_weight_.push_back(tap.weight1);
     }
+    for (int64_t i = 0; i < outputs; ++i) {
+      if (runs_.empty() || runs_.back().first != first_[i] || runs_.back().end - runs_.back().begin == kLongestRun) {
+        runs_.push_back({i, i, first_[i], second_[i]});
+      }
+      runs_.back().end = i + 1;
+    }
     const int64_t padded = padded_columns(outputs);
     first_.resize(padded);
     second_.resize(padded);
@@ -75,19 +78,14 @@ class AxisTables {
   }
 
   ResizeAxis<A> axis() const {
-    return {inputs_, outputs_, first_.data(), second_.data(), first_weight_.data(), second_weight_.data()};
-  }
-
-  // The outputs cut into runs that read the same inputs, none longer than kLongestRun.
-  std::vector<RowRun> runs() const {
-    std::vector<RowRun> runs;
-    for (int64_t i = 0; i < outputs_; ++i) {
-      if (runs.empty() || runs.back().first != first_[i] || runs.back().end - runs.back().begin == kLongestRun) {
-        runs.push_back({i, i, first_[i], second_[i]});
-      }
-      runs.back().end = i + 1;
-    }
-    return runs;
+    return {inputs_,
+            outputs_,
+            first_.data(),
+            second_.data(),
+            first_weight_.data(),
+            second_weight_.data(),
+            static_cast<int64_t>(runs_.size()),
+            runs_.data()};
   }
 
  private:
@@ -99,6 +97,7 @@ class AxisTables {
   std::vector<Index> second_;
   std::vector<A> first_weight_;
   std::vector<A> second_weight_;
+  std::vector<ResizeRun> runs_;
 };
 
 // A branch's resize with its tables.
@@ -140,7 +139,7 @@ void forward_planar(const Geometry& g, Samples<const T> x, const std::vector<con
   for (const BranchShape& branch : g.branches) widest = std::max(widest, branch.width);
   const int64_t planes = g.samples * g.channels, parts = parts_of(planes, g.height);
   parallel_tasks(planes * parts, g.pixels() / parts, [&](int64_t first, int64_t last) {
-    auto memory = scratch<Acc<T>>(2 * padded_columns(g.width) + widest);
+    auto memory = scratch<Acc<T>>(kResizedLines * padded_columns(g.width) + widest);
     for (int64_t task = first, count; task < last; task += count) {
       const int64_t plane = task / parts, part = task % parts, n = plane / g.channels;
       const int64_t begin = part * g.height / parts, end = (part + 1) * g.height / parts;
@@ -197,13 +196,11 @@ void backward_planar(const Geometry& g, const T* grad, const std::vector<T*>& gr
     int64_t offset;   // of the branch in the concatenation
   };
   std::vector<Block> blocks;
-  std::vector<std::vector<RowRun>> runs;
   int64_t offset = g.branch_offset(), memory_size = 0;
   for (size_t k = 0; k < g.branches.size(); ++k) {
     const BranchShape& branch = g.branches[k];
     for (int64_t c = 0; c < branch.channels; c += kResizedPlanes) blocks.push_back({k, c, offset});
     offset += branch.channels;
-    runs.push_back(tables[k].rows.runs());
     memory_size = std::max(memory_size, kResizedPlanes * (branch.height * padded + branch.width));
   }
   const auto count = static_cast<int64_t>(blocks.size());
@@ -214,11 +211,9 @@ void backward_planar(const Geometry& g, const T* grad, const std::vector<T*>& gr
       const int64_t n = task / count;
       const Block& block = blocks[task % count];
       const BranchShape& branch = g.branches[block.branch];
-      const auto& own_runs = runs[block.branch];
       kernels<T>().gather_planes(
-          tables[block.branch].resize(), own_runs.data(), static_cast<int64_t>(own_runs.size()),
-          grad + (n * g.channels + block.offset + block.channel) * g.pixels(), g.pixels(),
-          std::min(kResizedPlanes, branch.channels - block.channel), memory.get(),
+          tables[block.branch].resize(), grad + (n * g.channels + block.offset + block.channel) * g.pixels(),
+          g.pixels(), std::min(kResizedPlanes, branch.channels - block.channel), memory.get(),
           grad_branches[block.branch] + n * branch.size() + block.channel * branch.height * branch.width);
     }
   });
@@ -228,8 +223,8 @@ void backward_planar(const Geometry& g, const T* grad, const std::vector<T*>& gr
 template <typename T>
 void backward_interleaved(const Geometry& g, const BranchShape& branch, int64_t offset, const T* grad, T* grad_branch) {
   const ResizeTables<Acc<T>> tables(g, branch);
-  const auto runs = tables.rows.runs();
-  const auto run_count = static_cast<int64_t>(runs.size());
+  const ResizeAxis<Acc<T>> rows = tables.rows.axis();
+  const int64_t run_count = rows.run_count;
   const int64_t row = branch.width * branch.channels;
   const int64_t wanted = 8 * static_cast<int64_t>(torch::stable::get_num_threads());
   const int64_t together = std::clamp<int64_t>(wanted / run_count, 1, std::max<int64_t>(1, g.samples));
@@ -239,7 +234,7 @@ void backward_interleaved(const Geometry& g, const BranchShape& branch, int64_t 
     parallel_tasks(count * run_count, branch.channels * g.pixels() / run_count, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         Acc<T>* part = parts.get() + i * 2 * row;
-        kernels<T>().gather_run(tables.resize(), runs[i % run_count],
+        kernels<T>().gather_run(tables.resize(), rows.runs[i % run_count],
                                 grad + (begin + i / run_count) * g.channels * g.pixels() + offset, g.channels,
                                 branch.channels, part, part + row);
       }
@@ -247,7 +242,7 @@ void backward_interleaved(const Geometry& g, const BranchShape& branch, int64_t 
     parallel_tasks(count * branch.height, 4 * row, [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         const int64_t n = i / branch.height;
-        kernels<T>().add_runs(runs.data(), run_count, i % branch.height, parts.get() + n * run_count * 2 * row, row,
+        kernels<T>().add_runs(rows, i % branch.height, parts.get() + n * run_count * 2 * row, row,
                               grad_branch + begin * branch.size() + i * row);
       }
     });

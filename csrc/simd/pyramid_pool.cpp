@@ -2,7 +2,7 @@
 // double for double. The formula stands in sod_ops/reference/pyramid_pool.py.
 #include "pyramid_pool.h"
 
-#include "gather.h"
+#include "prefetch.h"
 #include "run_writer.h"
 #include "transpose.h"
 #include "vector.h"
@@ -23,11 +23,15 @@ int64_t area(const CellGrid& grid, const PyramidLevel& level, int64_t row, int64
   return length(grid.rows, level.row_cells[row]) * length(grid.columns, level.column_cells[column]);
 }
 
-// sums[w] = sum of x[r * width + w] over `rows` rows, for w in [0, n).
+// sums[w] = sum of x[r * width + w] over `rows` rows, for w in [0, n), and 0 up to the end of the last register.
 template <typename T>
 inline void sum_rows(const T* x, int64_t width, int64_t rows, int64_t n, Accumulator<T>* sums) {
   for_each_piece<T>(n, [&](int64_t w, auto count) {
-    const auto row = [&](int64_t r) { return Lanes<T>::load(x + r * width + w, count); };
+    const auto row = [&](int64_t r) {
+      const T* from = x + r * width + w;
+      simd::fetch_ahead(from);
+      return Lanes<T>::load(from, count);
+    };
     auto even = row(0);
     int64_t r = 1;
     if (rows > 1) {
@@ -39,7 +43,7 @@ inline void sum_rows(const T* x, int64_t width, int64_t rows, int64_t n, Accumul
       even = even + odd;
     }
     if (r < rows) even = even + row(r);
-    even.store_accumulators(sums + w, count);
+    even.store_accumulators(sums + w);
   });
 }
 
@@ -76,11 +80,11 @@ inline int64_t add_columns(const CellAxis& columns, const A* rows, int64_t step,
 template <typename T>
 void cell_sums_planar(const CellGrid& grid, const T* x, int64_t step, Span rows, Accumulator<T>* scratch,
                       Accumulator<T>* cells) {
-  constexpr int64_t kMostColumns = kSummedRows / kPlanarChannels, kRegister = 16;
+  constexpr int64_t kMostColumns = kSummedRows / kPlanarChannels, kRegister = 32;
   const int64_t width = grid.width(), cell_row = grid.columns.cells * kPlanarChannels;
   std::fill(cells + rows.first * cell_row, cells + rows.last * cell_row, Accumulator<T>(0));
-  // Channels that are not there, and columns past the last of a register, are read but not used.
-  std::fill(scratch, scratch + kSummedRows, Accumulator<T>(0));
+  // Channels that are not there are read but not used.
+  if (grid.channels < kPlanarChannels) std::fill(scratch, scratch + kSummedRows, Accumulator<T>(0));
   int64_t cell = 0;
   for (int64_t begin = 0; begin < width; begin += kMostColumns) {
     const int64_t end = std::min(width, begin + kMostColumns);
@@ -222,21 +226,30 @@ void shares(const CellGrid& grid, const PyramidLevel& level, const T* grad, Accu
 template <typename A>
 void cell_gradients(const CellGrid& grid, const PyramidLevel* levels, int64_t level_count, const A* shares, int64_t row,
                     int64_t width, A* cells) {
-  for (int64_t k = 0; k < level_count; ++k) {
-    const PyramidLevel& level = levels[k];
-    const Span rows = level.row_bins[row];
-    for (int64_t j = 0; j < grid.columns.cells; ++j) {
-      const Span columns = level.column_bins[j];
-      for_each_piece<A>(width, [&](int64_t c, auto count) {
-        A* to = cells + j * width + c;
-        auto sum = k == 0 ? Lanes<A>::fill(0) : Lanes<A>::load(to, count);
+  using L = Lanes<A>;
+  for (int64_t j = 0; j < grid.columns.cells; ++j) {
+    const auto add = [&](int64_t c, auto registers, auto count) {
+      L sums[registers];
+      for (L& sum : sums) sum = L::fill(0);
+      const A* share = shares + c;
+      for (int64_t k = 0; k < level_count; ++k) {
+        const PyramidLevel& level = levels[k];
+        const Span rows = level.row_bins[row], columns = level.column_bins[j];
         for (int64_t i = rows.first; i < rows.last; ++i) {
-          sum = sum + sum_over<A>(columns, shares + i * level.bins * width + c, width, count);
+          const A* bin = share + (i * level.bins + columns.first) * width;
+          for (int64_t b = columns.first; b < columns.last; ++b, bin += width) {
+            for (int r = 0; r < registers; ++r) sums[r] = sums[r] + L::load(bin + r * L::kSize, count);
+          }
         }
-        sum.store(to, count);
-      });
-    }
-    shares += level.bins * level.bins * width;
+        share += level.bins * level.bins * width;
+      }
+      for (int r = 0; r < registers; ++r) sums[r].store(cells + j * width + c + r * L::kSize, count);
+    };
+    constexpr std::integral_constant<int64_t, L::kSize> whole{};
+    constexpr std::integral_constant<int, kPlanarChannels / L::kSize> together{};
+    int64_t c = 0;
+    for (; c + kPlanarChannels <= width; c += kPlanarChannels) add(c, together, whole);
+    for (; c < width; c += L::kSize) add(c, std::integral_constant<int, 1>{}, std::min(L::kSize, width - c));
   }
 }
 
@@ -248,41 +261,88 @@ inline void add_runs(const T* a, const Accumulator<T>* b, int64_t n, T* to) {
   });
 }
 
-template <typename T, bool kStream>
-void expand_planar(const CellGrid& grid, const Accumulator<T>* cells,
-                   const typename PyramidPoolKernels<T>::Index* index, Span rows, Accumulator<T>* line, const T* other,
-                   int64_t other_step, T* to, int64_t step) {
-  const int64_t width = grid.width(), length = (grid.rows.edges[rows.last] - grid.rows.edges[rows.first]) * width;
-  T* narrowed = reinterpret_cast<T*>(line);
-  const auto write = [&](int64_t first, int64_t last) {
-    RunWriter<T, kStream> writer(to + first * step);
-    int64_t rest = (last - first) * length;
-    for (int64_t c = first; c < last; ++c) {
-      for (int64_t i = rows.first; i < rows.last; ++i) {
-        const Accumulator<T>* row = cells + (i - rows.first) * grid.columns.cells * kPlanarChannels + c;
-        for_each_piece<T>(width, [&](int64_t w, auto count) {
-          const auto gradients = simd::gather<T>(row, index + w, count);
-          other == nullptr ? gradients.store(narrowed + w, count) : gradients.store_accumulators(line + w, count);
-        });
-        for (int64_t r = grid.rows.edges[i]; r < grid.rows.edges[i + 1]; ++r) {
-          rest -= width;
-          if (other == nullptr) {
-            writer.write_whole(width, rest, [&](int64_t begin, int64_t count, T* place) {
-              simd::copy_run(narrowed + begin, place, count);
-            });
-          } else {
-            const T* from = other + c * other_step + (r - grid.rows.edges[rows.first]) * width;
-            writer.write(width, [&](int64_t begin, int64_t count, T* place) {
-              add_runs(from + begin, line + begin, count, place);
-            });
-          }
-        }
+// Rows of pixels from rows of cells, of all planes side by side: line i of plane c begins at c * plane + i * padded.
+// What lies behind a cell is overwritten by the next one, what lies behind a line by the next line.
+template <typename E>
+void draw_lines(const CellGrid& grid, const E* cells, int64_t rows, int64_t padded, int64_t plane, E* lines) {
+  using V = Vectorized<E>;
+  for (int64_t i = 0; i < rows; ++i, lines += padded) {
+    for (int64_t j = 0; j < grid.columns.cells; ++j, cells += kPlanarChannels) {
+      const int64_t end = grid.columns.edges[j + 1];
+      for (int64_t w = grid.columns.edges[j]; w < end; w += V::size()) {
+        for (int64_t c = 0; c < kPlanarChannels; ++c) V(cells[c]).store(lines + c * plane + w);
       }
     }
-    writer.finish();
-  };
-  if (step == length) return write(0, grid.channels);  // the planes are one run of memory
-  for (int64_t c = 0; c < grid.channels; ++c) write(c, c + 1);
+  }
+}
+
+// One plane's: `lines` holds what draw_lines wrote, in T where there is no `other`, those of this plane from `first`
+// on.
+template <typename T, bool kStream>
+void expand_lines(const CellGrid& grid, Span rows, const void* lines, int64_t first, int64_t padded, const T* other,
+                  RunWriter<T, kStream>& writer) {
+  using L = Lanes<T>;
+  const int64_t width = grid.width();
+  int64_t rest = (grid.rows.edges[rows.last] - grid.rows.edges[rows.first]) * width;
+  for (int64_t i = 0; i < rows.last - rows.first; ++i) {
+    const int64_t height = grid.rows.edges[rows.first + i + 1] - grid.rows.edges[rows.first + i];
+    if (other == nullptr) {
+      const T* own = static_cast<const T*>(lines) + first + i * padded;
+      for (int64_t r = 0; r < height; ++r) {
+        rest -= width;
+        writer.write_registers(width, rest, [&](int64_t w, auto) { return Vectorized<T>::loadu(own + w); });
+      }
+    } else {
+      const Accumulator<T>* own = static_cast<const Accumulator<T>*>(lines) + first + i * padded;
+      for (int64_t r = 0; r < height; ++r, other += width) {
+        rest -= width;
+        writer.write_registers(width, rest, [&](int64_t w, auto count) {
+          simd::fetch_ahead(other + w);
+          return (L::load(other + w, count) + L::load_accumulators(own + w)).narrowed();
+        });
+      }
+    }
+  }
+}
+
+template <typename T, bool kStream>
+[[gnu::flatten]] void expand_planar(const CellGrid& grid, const PyramidLevel* levels, int64_t level_count,
+                                    const Accumulator<T>* shares, Span rows, Accumulator<T>* cells, const T* other,
+                                    int64_t other_step, T* to, int64_t step) {
+  const int64_t width = grid.width(), row_of_cells = grid.columns.cells * kPlanarChannels;
+  const int64_t padded = padded_line(width), together = lines_together(width);
+  void* lines = cells + together * row_of_cells;
+  const int64_t top = grid.rows.edges[rows.first];
+  for (Span some{rows.first, rows.first}; some.first < rows.last; some.first = some.last) {
+    some.last = std::min(rows.last, some.first + together);
+    const int64_t count = some.last - some.first, plane = count * padded + kLineEnd;
+    for (int64_t i = 0; i < count; ++i) {
+      cell_gradients(grid, levels, level_count, shares, some.first + i, kPlanarChannels, cells + i * row_of_cells);
+    }
+    if (other == nullptr) {
+      T* narrowed = reinterpret_cast<T*>(cells);
+      for_each_piece<T>(count * row_of_cells, [&](int64_t i, auto piece) {
+        Lanes<T>::load_accumulators(cells + i, piece).store(narrowed + i, piece);
+      });
+      draw_lines(grid, narrowed, count, padded, plane, static_cast<T*>(lines));
+    } else {
+      draw_lines(grid, cells, count, padded, plane, static_cast<Accumulator<T>*>(lines));
+    }
+    const int64_t begin = (grid.rows.edges[some.first] - top) * width;
+    const auto write = [&](int64_t first, int64_t last) {
+      RunWriter<T, kStream> writer(to + first * step + begin);
+      for (int64_t c = first; c < last; ++c) {
+        expand_lines(grid, some, lines, c * plane, padded, other == nullptr ? nullptr : other + c * other_step + begin,
+                     writer);
+      }
+      writer.finish();
+    };
+    if (step == (grid.rows.edges[some.last] - grid.rows.edges[some.first]) * width) {
+      write(0, grid.channels);  // the planes are one run of memory
+    } else {
+      for (int64_t c = 0; c < grid.channels; ++c) write(c, c + 1);
+    }
+  }
 }
 
 // One row of cells: `narrowed` holds them in T, for where there is no `other`.
@@ -308,15 +368,9 @@ void expand_interleaved(const CellGrid& grid, const Accumulator<T>* cells, const
 
 template <typename T, bool kStream>
 void expand_of(const CellGrid& grid, const PyramidLevel* levels, int64_t level_count, const Accumulator<T>* shares,
-               const typename PyramidPoolKernels<T>::Index* columns, Span rows, Accumulator<T>* cells, const T* other,
-               int64_t other_step, T* to, int64_t step) {
+               Span rows, Accumulator<T>* cells, const T* other, int64_t other_step, T* to, int64_t step) {
   if (grid.planar) {
-    Accumulator<T>* end = cells;
-    for (int64_t i = rows.first; i < rows.last; ++i) {
-      cell_gradients(grid, levels, level_count, shares, i, kPlanarChannels, end);
-      end += grid.columns.cells * kPlanarChannels;
-    }
-    return expand_planar<T, kStream>(grid, cells, columns, rows, end, other, other_step, to, step);
+    return expand_planar<T, kStream>(grid, levels, level_count, shares, rows, cells, other, other_step, to, step);
   }
   const int64_t row_of_cells = grid.columns.cells * grid.channels;
   T* narrowed = reinterpret_cast<T*>(cells + row_of_cells);
@@ -337,10 +391,9 @@ void expand_of(const CellGrid& grid, const PyramidLevel* levels, int64_t level_c
 
 template <typename T>
 void expand(const CellGrid& grid, const PyramidLevel* levels, int64_t level_count, const Accumulator<T>* shares,
-            const typename PyramidPoolKernels<T>::Index* columns, Span rows, Accumulator<T>* cells, const T* other,
-            int64_t other_step, T* to, int64_t step, bool stream) {
+            Span rows, Accumulator<T>* cells, const T* other, int64_t other_step, T* to, int64_t step, bool stream) {
   const auto expand = stream ? expand_of<T, true> : expand_of<T, false>;
-  expand(grid, levels, level_count, shares, columns, rows, cells, other, other_step, to, step);
+  expand(grid, levels, level_count, shares, rows, cells, other, other_step, to, step);
 }
 
 template <typename T>

@@ -57,10 +57,24 @@ constexpr int64_t kSummedRows = 16384;
 
 inline int64_t pool_scratch(const CellGrid& grid) { return std::max(kSummedRows, grid.columns.cells * kChannelBlock); }
 
+// A row of pixels of kPlanarChannels planes is drawn once for each row of cells, of as many rows of cells together as
+// fit kSummedRows.
+inline int64_t padded_line(int64_t width) { return (width + 7) / 8 * 8; }
+inline int64_t lines_together(int64_t width) {
+  return std::max<int64_t>(1, kSummedRows / (kPlanarChannels * padded_line(width)));
+}
+// Numbers behind a plane's lines that belong to the last one's last register.
+constexpr int64_t kLineEnd = 32;
+// Rows of cells and the lines drawn from them, where planar; otherwise two rows of cells.
+inline int64_t expand_scratch(const CellGrid& grid) {
+  if (!grid.planar) return 2 * grid.columns.cells * grid.channels;
+  const int64_t together = lines_together(grid.width());
+  return kPlanarChannels * (together * (grid.columns.cells + padded_line(grid.width())) + kLineEnd);
+}
+
 template <typename T>
 struct PyramidPoolKernels {
   using Acc = std::conditional_t<std::is_same_v<T, double>, double, float>;
-  using Index = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;
 
   // The sums over rows [first, last) of cells, into their place in `cells`. `step` takes to the next plane or pixel.
   void (*cell_sums)(const CellGrid& grid, const T* x, int64_t step, Span rows, Acc* scratch, Acc* cells);
@@ -75,13 +89,10 @@ struct PyramidPoolKernels {
   void (*shares)(const CellGrid& grid, const PyramidLevel& level, const T* grad, Acc* shares);
 
   // The gradient of x in rows [first, last) of cells, from the shares of all levels, one after the other. `to` is where
-  // the first of those rows begins (in the first plane). `columns` names the column of cells of every pixel of a row,
-  // times kPlanarChannels. `scratch` has room for all those rows of cells and a row of pixels, to the end
-  // of its last register, where planar, for two rows of cells otherwise. Where there is an `other` gradient, which
-  // begins and steps likewise, the result is the sum of both.
-  void (*expand)(const CellGrid& grid, const PyramidLevel* levels, int64_t level_count, const Acc* shares,
-                 const Index* columns, Span rows, Acc* scratch, const T* other, int64_t other_step, T* to, int64_t step,
-                 bool stream);
+  // the first of those rows begins (in the first plane). `scratch` has room for expand_scratch numbers. Where there is
+  // an `other` gradient, which begins and steps likewise, the result is the sum of both.
+  void (*expand)(const CellGrid& grid, const PyramidLevel* levels, int64_t level_count, const Acc* shares, Span rows,
+                 Acc* scratch, const T* other, int64_t other_step, T* to, int64_t step, bool stream);
 };
 
 struct PyramidPoolTable {

@@ -3,6 +3,7 @@
 #include "pyramid_upsample_concat.h"
 
 #include "gather.h"
+#include "prefetch.h"
 #include "run_writer.h"
 #include "transpose.h"
 #include "vector.h"
@@ -16,6 +17,9 @@ using simd::for_each_piece;
 using simd::Lanes;
 using simd::RunWriter;
 using simd::Vectorized;
+
+// Columns are gathered where on average fewer than this read the same inputs.
+constexpr int64_t kShortRun = 2;
 
 template <typename T, bool kStream>
 void copy_of(const T* from, int64_t step, int64_t count, int64_t length, T* to) {
@@ -35,51 +39,61 @@ inline L mix(const L& a, A first_weight, const L& b, A second_weight) {
   return fmadd(b, L::fill(second_weight), a * L::fill(first_weight));
 }
 
-// Columns are resized first, each input row once, into two lines of which every output row is a mix.
+// place[w] = first_weight[w] * from[first[w]] + second_weight[w] * from[second[w]]; what lies behind a run is
+// overwritten by the next one.
+template <typename A>
+inline void resize_line(const ResizeAxis<A>& columns, const A* from, A* place) {
+  using L = Lanes<A>;
+  if (columns.run_count * kShortRun > columns.outputs) {
+    return for_each_piece<A>(columns.outputs, [&](int64_t w, auto count) {
+      const L a = simd::gather<A>(from, columns.first + w, count), b = simd::gather<A>(from, columns.second + w, count);
+      fmadd(b, L::load(columns.second_weight + w, count), a * L::load(columns.first_weight + w, count))
+          .store(place + w, count);
+    });
+  }
+  for (int64_t k = 0; k < columns.run_count; ++k) {
+    const ResizeRun& run = columns.runs[k];
+    const L a = L::fill(from[run.first]), b = L::fill(from[run.second]);
+    for (int64_t w = run.begin; w < run.end; w += L::kSize) {
+      fmadd(b, L::load(columns.second_weight + w), a * L::load(columns.first_weight + w)).store(place + w);
+    }
+  }
+}
+
+// Columns are resized first, each input row once, into lines of which every output row is a mix. The line after those
+// that a row needs is there too before the row is written: loads of what was just stored wait for all stores before it.
 template <typename T, bool kStream>
-void upsample_planes_of(const Resize<Accumulator<T>>& resize, const T* planes, int64_t count, int64_t begin,
-                        int64_t end, Accumulator<T>* scratch, T* to) {
+[[gnu::flatten]] void upsample_planes_of(const Resize<Accumulator<T>>& resize, const T* planes, int64_t count,
+                                         int64_t begin, int64_t end, Accumulator<T>* scratch, T* to) {
   using A = Accumulator<T>;
+  using L = Lanes<T>;
   const ResizeAxis<A>&rows = resize.rows, &columns = resize.columns;
-  const int64_t width = columns.outputs, padded = padded_columns(width);
-  A* widened = scratch + 2 * padded;
-  const auto widen = [&](const T* input) {
+  const int64_t width = columns.outputs, padded = padded_columns(width), inputs = count * rows.inputs;
+  A* widened = scratch + kResizedLines * padded;
+  const auto line = [&](int64_t i) { return scratch + i % kResizedLines * padded; };
+  const auto draw = [&](int64_t i) {
+    const T* input = planes + i * columns.inputs;
     if constexpr (std::is_same_v<T, A>) {
-      return input;
+      resize_line(columns, input, line(i));
     } else {
       for_each_piece<T>(columns.inputs, [&](int64_t j, auto piece) {
         Lanes<T>::load(input + j, piece).store_accumulators(widened + j, piece);
       });
-      return static_cast<const A*>(widened);
+      resize_line(columns, static_cast<const A*>(widened), line(i));
     }
   };
   RunWriter<T, kStream> writer(to);
+  int64_t next = 0, rest = count * (end - begin) * width;  // lines of all planes are numbered through
   for (int64_t plane = 0; plane < count; ++plane) {
-    int64_t held[2] = {-1, -1};
-    const auto line = [&](int64_t i) {
-      A* place = scratch + i % 2 * padded;
-      if (held[i % 2] == i) return place;
-      held[i % 2] = i;
-      const A* from = widen(planes + (plane * rows.inputs + i) * columns.inputs);
-      for_each_piece<A>(padded, [&](int64_t w, auto piece) {
-        using L = Lanes<A>;
-        const L a = simd::gather<A>(from, columns.first + w, piece);
-        const L b = simd::gather<A>(from, columns.second + w, piece);
-        fmadd(b, L::load(columns.second_weight + w, piece), a * L::load(columns.first_weight + w, piece))
-            .store(place + w, piece);
-      });
-      return place;
-    };
     for (int64_t row = begin; row < end; ++row) {
-      const A *first = line(rows.first[row]), *second = line(rows.second[row]);
-      const int64_t rest = ((count - plane) * (end - begin) - (row - begin) - 1) * width;
-      writer.write_whole(width, rest, [&](int64_t start, int64_t length, T* place) {
-        for_each_piece<T>(length, [&](int64_t w, auto piece) {
-          using L = Lanes<T>;
-          mix(L::load_accumulators(first + start + w, piece), rows.first_weight[row],
-              L::load_accumulators(second + start + w, piece), rows.second_weight[row])
-              .store(place + w, piece);
-        });
+      const int64_t i = plane * rows.inputs + rows.first[row], j = plane * rows.inputs + rows.second[row];
+      for (next = std::max(next, i); next < std::min(j + 2, inputs); ++next) draw(next);
+      const A *first = line(i), *second = line(j);
+      const L first_weight = L::fill(rows.first_weight[row]), second_weight = L::fill(rows.second_weight[row]);
+      rest -= width;
+      writer.write_registers(width, rest, [&](int64_t w, auto) {
+        return fmadd(L::load_accumulators(second + w), second_weight, L::load_accumulators(first + w) * first_weight)
+            .narrowed();
       });
     }
   }
@@ -143,13 +157,15 @@ void upsample_row(const T* x, int64_t x_step, int64_t x_channels, bool x_first, 
 
 // to[w] += sum over the run's rows of grad[row * width + w] * weight[row], for both weights and their rows.
 template <typename T>
-inline void add_rows(const ResizeAxis<Accumulator<T>>& rows, const RowRun& run, const T* grad, int64_t width,
+inline void add_rows(const ResizeAxis<Accumulator<T>>& rows, const ResizeRun& run, const T* grad, int64_t width,
                      Accumulator<T>* first, Accumulator<T>* second) {
   using L = Lanes<T>;
   for_each_piece<T>(width, [&](int64_t w, auto count) {
     L a = L::fill(0), b = L::fill(0);
     for (int64_t row = run.begin; row < run.end; ++row) {
-      const L value = L::load(grad + row * width + w, count);
+      const T* from = grad + row * width + w;
+      simd::fetch_ahead(from);
+      const L value = L::load(from, count);
       a = fmadd(value, L::fill(rows.first_weight[row]), a);
       b = fmadd(value, L::fill(rows.second_weight[row]), b);
     }
@@ -185,8 +201,8 @@ void add_columns(const ResizeAxis<A>& columns, const A* rows, int64_t step, A* t
 }
 
 template <typename T>
-void gather_planes(const Resize<Accumulator<T>>& resize, const RowRun* runs, int64_t run_count, const T* grad,
-                   int64_t step, int64_t planes, Accumulator<T>* scratch, T* to) {
+void gather_planes(const Resize<Accumulator<T>>& resize, const T* grad, int64_t step, int64_t planes,
+                   Accumulator<T>* scratch, T* to) {
   using A = Accumulator<T>;
   const int64_t width = resize.columns.outputs, row = resize.columns.inputs, inputs = resize.rows.inputs * row;
   const int64_t padded = padded_columns(width);
@@ -195,9 +211,10 @@ void gather_planes(const Resize<Accumulator<T>>& resize, const RowRun* runs, int
   // Planes that are not there, and columns past the last, are read but not used.
   std::fill(scratch, scratch + rows_size, A(0));
   for (int64_t c = 0; c < planes; ++c) {
-    for (int64_t k = 0; k < run_count; ++k) {
-      add_rows(resize.rows, runs[k], grad + c * step, width, scratch + (runs[k].first * kResizedPlanes + c) * padded,
-               scratch + (runs[k].second * kResizedPlanes + c) * padded);
+    for (int64_t k = 0; k < resize.rows.run_count; ++k) {
+      const ResizeRun& run = resize.rows.runs[k];
+      add_rows(resize.rows, run, grad + c * step, width, scratch + (run.first * kResizedPlanes + c) * padded,
+               scratch + (run.second * kResizedPlanes + c) * padded);
     }
   }
   T lanes[kResizedPlanes];
@@ -217,8 +234,8 @@ void gather_planes(const Resize<Accumulator<T>>& resize, const RowRun* runs, int
 constexpr int64_t kColumnsAtOnce = 8;
 
 template <typename T>
-void gather_run(const Resize<Accumulator<T>>& resize, const RowRun& run, const T* grad, int64_t step, int64_t channels,
-                Accumulator<T>* first, Accumulator<T>* second) {
+void gather_run(const Resize<Accumulator<T>>& resize, const ResizeRun& run, const T* grad, int64_t step,
+                int64_t channels, Accumulator<T>* first, Accumulator<T>* second) {
   using A = Accumulator<T>;
   using L = Lanes<T>;
   const ResizeAxis<A>&rows = resize.rows, &columns = resize.columns;
@@ -252,14 +269,14 @@ void gather_run(const Resize<Accumulator<T>>& resize, const RowRun& run, const T
 }
 
 template <typename T>
-void add_runs(const RowRun* runs, int64_t run_count, int64_t row, const Accumulator<T>* parts, int64_t length, T* to) {
+void add_runs(const ResizeAxis<Accumulator<T>>& rows, int64_t row, const Accumulator<T>* parts, int64_t length, T* to) {
   using L = Lanes<T>;
   for_each_piece<T>(length, [&](int64_t i, auto count) {
     L sum = L::fill(0);
-    for (int64_t k = 0; k < run_count; ++k) {
+    for (int64_t k = 0; k < rows.run_count; ++k) {
       const Accumulator<T>* part = parts + 2 * k * length + i;
-      if (runs[k].first == row) sum = sum + L::load_accumulators(part, count);
-      if (runs[k].second == row) sum = sum + L::load_accumulators(part + length, count);
+      if (rows.runs[k].first == row) sum = sum + L::load_accumulators(part, count);
+      if (rows.runs[k].second == row) sum = sum + L::load_accumulators(part + length, count);
     }
     sum.store(to + i, count);
   });

@@ -49,13 +49,29 @@ class RunWriter {
     }
   }
 
-  // The same in whole registers, which spares the last of each piece its mask: count is rounded up to them where what
-  // lies behind the piece is still to be written, `rest` elements of the run after these n.
-  template <typename Piece>
-  void write_whole(int64_t n, int64_t rest, const Piece& piece) {
+  // The same of registers that value(i, count) gives, from element i on. Whole registers at a time, which spares the
+  // last of each row its mask, where `rest` elements of the run are still to be written, or room for them, and to be
+  // read behind these n. Rows of whole registers need not pass through the buffer.
+  template <typename Value>
+  void write_registers(int64_t n, int64_t rest, const Value& value) {
+    constexpr std::integral_constant<int64_t, kSize> whole{};
+    if constexpr (kStream) {
+      if (fill_ == 0 && n % kSize == 0) {
+        for (int64_t i = 0; i < n; i += kSize) stream(value(i, whole), to_ + i);
+        to_ += n;
+        return;
+      }
+    }
     write(n, [&](int64_t begin, int64_t count, T* place) {
-      const bool whole = kStream || rest >= kSize;
-      piece(begin, whole ? (count + kSize - 1) / kSize * kSize : count, place);
+      const int64_t end = rest >= kSize ? (count + kSize - 1) / kSize * kSize : count;
+      int64_t i = 0;
+      for (; i + kSize <= end; i += kSize) {
+        value(begin + i, whole).store(place + i);
+        // Not to be made a string instruction of where value() only loads: for a row, starting one takes longer than
+        // it.
+        asm("" : "+r"(i));
+      }
+      if (i < end) value(begin + i, end - i).store(place + i, end - i);
     });
   }
 
