@@ -249,6 +249,29 @@ def test_autocast_and_channels_last(name: str, fused_calls: list[Any]) -> None:
     assert len(fused_calls) == 2 * MODELS[name].calls
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", ["UPerNet", "PSPNet", "Unet"])
+def test_maps_keep_the_format_that_they_had(name: str, channels_last: bool, fused_calls: list[Any]) -> None:
+    """UPerNet's norms give channels_last maps, and its concatenations are contiguous again."""
+    model, x = build(name)
+    if channels_last:
+        model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    formats = []
+    for accelerated in (False, True):
+        if accelerated:
+            sod_ops.accelerate(model)
+        maps: list[Tensor] = []
+        decoder: Any = model.decoder
+        fused = (decoder, *decoder.blocks) if name == "Unet" else (decoder, decoder.psp) if name == "UPerNet" else (decoder,)
+        handles = [module.register_forward_hook(lambda _, __, y, maps=maps: maps.append(y)) for module in fused]
+        model(x)
+        for handle in handles:
+            handle.remove()
+        formats.append([(y.shape, y.is_contiguous()) for y in maps])
+    assert fused_calls
+    assert formats[0] == formats[1]
+
+
 def test_a_convolution_that_was_changed_since_runs_its_own_way(fused_calls: list[Any]) -> None:
     model, x = build("UPerNet")
     sod_ops.accelerate(model)

@@ -264,7 +264,7 @@ def _convolve(convolution: Any, maps: Sequence[Tensor | None], branches: Sequenc
     else:
         x_first, weight = True, torch.cat(ordered, 1)
     return pyramid_conv2d(
-        x,
+        pyramid.as_concatenated(x, small),
         small,
         weight,
         convolution.bias,
