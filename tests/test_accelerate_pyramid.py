@@ -262,7 +262,13 @@ def test_maps_keep_the_format_that_they_had(name: str, channels_last: bool, fuse
             sod_ops.accelerate(model)
         maps: list[Tensor] = []
         decoder: Any = model.decoder
-        fused = (decoder, *decoder.blocks) if name == "Unet" else (decoder, decoder.psp) if name == "UPerNet" else (decoder,)
+        fused = (
+            (decoder, *decoder.blocks)
+            if name == "Unet"
+            else (decoder, decoder.psp)
+            if name == "UPerNet"
+            else (decoder,)
+        )
         handles = [module.register_forward_hook(lambda _, __, y, maps=maps: maps.append(y)) for module in fused]
         model(x)
         for handle in handles:
