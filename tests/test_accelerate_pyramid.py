@@ -261,20 +261,14 @@ def test_maps_keep_the_format_that_they_had(name: str, channels_last: bool, fuse
         if accelerated:
             sod_ops.accelerate(model)
         maps: list[Tensor] = []
-        decoder: Any = model.decoder
-        fused = (
-            (decoder, *decoder.blocks)
-            if name == "Unet"
-            else (decoder, decoder.psp)
-            if name == "UPerNet"
-            else (decoder,)
-        )
+        fused = [module for module in model.modules() if type(module).__name__ in MODELS[name].swapped]
         handles = [module.register_forward_hook(lambda _, __, y, maps=maps: maps.append(y)) for module in fused]
         model(x)
         for handle in handles:
             handle.remove()
         formats.append([(y.shape, y.is_contiguous()) for y in maps])
     assert fused_calls
+    assert len(maps) == len(MODELS[name].swapped)
     assert formats[0] == formats[1]
 
 

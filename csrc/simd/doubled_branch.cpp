@@ -220,11 +220,10 @@ void split_pixels(const DoubledShape& shape, PlaneSteps<const T> branch, int64_t
   constexpr int64_t panel = kTapPanel<T>;
   const int64_t columns = shape.columns(), pixels = 2 * columns + 1, positions = (last - first) * columns;
   const int64_t line_step = (pixels + kTapTile) * panel;
-  std::fill_n(lines, kDoubledInputs * line_step, A(0));
   for (int64_t channel = 0; channel < shape.depth; channel += panel) {
     const TapShape block{std::min(panel, shape.depth - channel), 1, shape.width, 1};
-    // Lanes that the last channels don't fill are to be 0.
-    if (block.channels < panel) std::fill_n(lines, kDoubledInputs * line_step, A(0));
+    // What load() leaves as it is is to be 0: the ends of lines, and lanes that the last channels don't fill.
+    if (channel == 0 || block.channels < panel) std::fill_n(lines, kDoubledInputs * line_step, A(0));
     // Column x at x + 1, with zeros before the first and behind the last.
     const auto load = [&](int64_t y, A* line) {
       if (y < 0 || y >= shape.height) {

@@ -17,10 +17,9 @@
 
 namespace sod_ops {
 
-// Such weights along an axis: S and that of each of the four outputs. What each is multiplied with: b[2k], or the
-// difference before or behind it.
+// Along an axis: such weights, S and that of each of the four outputs; and what they are multiplied with, b[2k] and the
+// differences before and behind it.
 constexpr int64_t kDoubledWeights = 5, kDoubledOutputs = 4, kDoubledInputs = 3;
-constexpr int64_t kDoubledInputOf[kDoubledWeights] = {0, 1, 1, 2, 2};
 // Of both axes.
 constexpr int64_t kDoubledProducts = kDoubledWeights * kDoubledWeights;
 constexpr int64_t kDoubledPlanes = kDoubledInputs * kDoubledInputs;
@@ -52,12 +51,10 @@ int64_t doubled_add_scratch(const DoubledShape& shape) {
   return packed + planes + line + kDoubledProducts * positions * panel + wide + sums;
 }
 
-// Output channels whose gradients are worked on at once, and how far apart they are from column to column: an odd
-// number of cache lines, as row_step() has it.
-inline int64_t doubled_block(int64_t channels) { return std::min(channels, kTapBlock); }
+// How far apart the output channels whose gradients are worked on at once are from column to column.
 template <typename T>
 int64_t doubled_step(int64_t channels) {
-  return row_step<T>(doubled_block(channels));
+  return row_step<T>(std::min(channels, kTapBlock));
 }
 
 template <typename T>

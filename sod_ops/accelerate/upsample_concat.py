@@ -235,6 +235,7 @@ def _convolve(convolution: Any, maps: Sequence[Tensor | None], branches: Sequenc
     way = next((_way(branch) for branch in branches if branch is not None), None)
     if way is None or size is None or any(target != size for target in targets):
         return None
+    mode, align_corners = way
     weight, ways = convolution.weight, {_way(branch) for branch in branches if branch is not None}
     channels = [int(t.shape[1]) for t in tensors if t is not None]
     if sum(channels) != weight.shape[1]:
@@ -245,7 +246,7 @@ def _convolve(convolution: Any, maps: Sequence[Tensor | None], branches: Sequenc
     for m, branch, part in zip(maps, branches, parts, strict=True):
         own = branch is None or (len(ways) > 1 and _way(branch) != way)
         if not own and m is not None and branch is not None:
-            own = not pays_before_upsampling(branch[0], part, (size[0], size[1]), with_backward, way[0])
+            own = not pays_before_upsampling(branch[0], part, (size[0], size[1]), with_backward, mode)
         if own:
             plain.append(m if m is not None else _upsample(branch))  # type: ignore[arg-type]
             first.append(part)
@@ -254,7 +255,6 @@ def _convolve(convolution: Any, maps: Sequence[Tensor | None], branches: Sequenc
             rest.append(part)
     if not small:
         return None
-    mode, align_corners = way
     x: Any = None if not plain else plain[0] if len(plain) == 1 else torch.cat(plain, 1)
     ordered = [*first, *rest]
     if all(a is b for a, b in zip(ordered, parts, strict=True)):
